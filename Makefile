@@ -1,0 +1,48 @@
+# Two commands for a newcomer: `make run` and `make test`. Needs python3 (3.11 or newer) and make.
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: run test check bench docs format clean
+
+run: .venv/.run
+	$(BIN)/codomyrmex-streaming serve --port $(PORT)
+
+test: .venv/.test
+	$(BIN)/coverage erase
+	PYTHONASYNCIODEBUG=1 $(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report
+
+check: .venv/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+bench: .venv/.bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict
+
+format: .venv/.check
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .coverage site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "codomyrmex-streaming needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 run"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# Each stamp is one set of extras, installed once and again when what is pinned changes.
+.venv/.run: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[server,fast]'
+	@touch $@
+
+.venv/.test .venv/.check .venv/.bench .venv/.docs: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[$(patsubst .%,%,$(notdir $@))]'
+	@touch $@
