@@ -1,0 +1,125 @@
+"""What can go wrong, as one tree: one class for each thing a caller would do about it.
+
+    StreamingError
+    ├── EventError (ValueError)             an id, type or field that no event may have
+    ├── TopicError (ValueError)             a topic or pattern that cannot be one
+    ├── FrameError (ValueError)             a frame that cannot be written or read
+    ├── EncodeError (TypeError, ValueError) data that is not JSON; names the event and the path
+    ├── DecodeError (ValueError)            text that is not strict JSON
+    ├── StreamClosed (RuntimeError)         published to a stream after it was stopped
+    ├── PublishTimeout (TimeoutError)       the stream stayed full for as long as one may wait
+    ├── UnknownSubscription (LookupError)   no subscription has this id (any more)
+    ├── AlreadyConsumed (RuntimeError)      a second reader of one subscription
+    ├── NoBatchHandler (RuntimeError)       a full batch with nowhere to go
+    └── MissingExtra (ImportError)          an optional dependency is not installed
+
+Each inherits the builtin it is a case of, so that code which knows only builtins catches it
+as well. What a handler would otherwise parse out of a message is an attribute.
+"""
+
+__all__ = [
+    "AlreadyConsumed",
+    "DecodeError",
+    "EncodeError",
+    "EventError",
+    "FrameError",
+    "MissingExtra",
+    "NoBatchHandler",
+    "PublishTimeout",
+    "StreamClosed",
+    "StreamingError",
+    "TopicError",
+    "UnknownSubscription",
+]
+
+
+class StreamingError(Exception):
+    """Base of every error this library raises."""
+
+
+class EventError(StreamingError, ValueError):
+    """An event cannot have this id, type, metadata or timestamp."""
+
+
+class TopicError(StreamingError, ValueError):
+    """A string cannot be the topic or the pattern it is used as."""
+
+
+class FrameError(StreamingError, ValueError):
+    """A frame cannot be written or read: a forbidden character, or a size over its limit."""
+
+
+class EncodeError(StreamingError, TypeError, ValueError):
+    """Data has no strict JSON form.
+
+    Attributes:
+        reason: what is wrong with the value.
+        path: where the value is, from the data's root ``$``: ``$.user.tags[3]``.
+        event_id: id of the event that holds the data; None outside an event.
+    """
+
+    def __init__(self, reason: str, path: str = "$", event_id: str | None = None) -> None:
+        super().__init__(reason, path, event_id)
+        self.reason = reason
+        self.path = path
+        self.event_id = event_id
+
+    def __str__(self) -> str:
+        where = f" of event {self.event_id}" if self.event_id is not None else ""
+        return f"{self.path}{where}: {self.reason}"
+
+
+class DecodeError(StreamingError, ValueError):
+    """Text is not strict JSON (RFC 8259), or not what was expected in it."""
+
+
+class StreamClosed(StreamingError, RuntimeError):
+    """The stream has been stopped or closed and takes no more events."""
+
+
+class PublishTimeout(StreamingError, TimeoutError):
+    """The stream stayed full for as long as a publisher may wait; the event was not taken."""
+
+
+class UnknownSubscription(StreamingError, LookupError):
+    """No subscription has this id: it never existed, or has been removed.
+
+    Attributes:
+        subscription_id: the id that was asked for.
+    """
+
+    def __init__(self, subscription_id: str) -> None:
+        super().__init__(f"no subscription has the id {subscription_id!r}")
+        self.subscription_id = subscription_id
+
+
+class AlreadyConsumed(StreamingError, RuntimeError):
+    """A subscription is being read already; two readers would split its events.
+
+    Attributes:
+        subscription_id: the id of the subscription.
+    """
+
+    def __init__(self, subscription_id: str) -> None:
+        super().__init__(
+            f"subscription {subscription_id!r} has a reader already; subscribe once per reader"
+        )
+        self.subscription_id = subscription_id
+
+
+class NoBatchHandler(StreamingError, RuntimeError):
+    """A batch is full and no handler was registered to take it; the event was not added."""
+
+
+class MissingExtra(StreamingError, ImportError):
+    """An optional dependency is not installed.
+
+    Attributes:
+        extra: the extra of this distribution that installs it.
+    """
+
+    def __init__(self, needed_for: str, extra: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the extra {extra!r}: pip install 'codomyrmex-streaming[{extra}]'"
+        )
+        self.extra = extra

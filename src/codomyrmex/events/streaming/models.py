@@ -1,0 +1,531 @@
+"""The event model: what an event is, who is subscribed, and how an event reads as text.
+
+Promises: an id is a time-ordered UUIDv7 unless given; a timestamp is timezone-aware UTC; data is
+any JSON value; every textual form is a round trip. An event is never changed by this library
+once it exists, and should not be by others: streams share it between all their subscribers.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from . import topics
+from .codec import json, sse
+from .errors import DecodeError, EncodeError, EventError, FrameError
+from .ids import format_uuid7, new_sequence, uuid7
+from .topics import TopicFilter
+
+__all__ = ["Event", "EventType", "Filter", "Handler", "Subscription", "control_event", "create_event"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RESERVED_PREFIX = "stream."
+
+_time_ns = time.time_ns
+_next_in_sequence = new_sequence()
+
+
+def _renew_sequence() -> None:
+    """Give a forked child numbers of its own: parent and child hold the same sequence."""
+    global _next_in_sequence  # noqa: PLW0603
+    _next_in_sequence = new_sequence()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_sequence)
+
+
+class EventType(StrEnum):
+    """The types every application knows. An event may also have a name of the application's own."""
+
+    MESSAGE = "message"
+    ERROR = "error"
+    CONNECT = "connect"
+    DISCONNECT = "disconnect"
+    HEARTBEAT = "heartbeat"
+
+
+_MESSAGE = EventType.MESSAGE
+_ENUM_TYPES: dict[str, EventType] = {str(member.value): member for member in EventType}
+
+# Frames of these types carry no id: it would overwrite the place a reader has reached.
+_TYPES_WITHOUT_ID = frozenset({EventType.CONNECT, EventType.DISCONNECT, EventType.HEARTBEAT})
+
+
+@lru_cache(maxsize=4096)
+def _check_type(name: object, reserved: bool = False) -> str:
+    """The type itself, as an `EventType` where it is one.
+
+    Raises:
+        EventError: not a string, empty, a forbidden character, or a reserved name.
+    """
+    if not isinstance(name, str) or not name:
+        raise EventError(f"an event's type is a string with at least one character, not {name!r}")
+    try:
+        sse.check_field("event", name)
+    except FrameError as error:
+        raise EventError(f"an event's type cannot be written: {error}") from error
+    if name.startswith(_RESERVED_PREFIX) and not reserved:
+        raise EventError(f"types that start with {_RESERVED_PREFIX!r} are reserved: {name!r}")
+    return _ENUM_TYPES.get(name, name)
+
+
+def _check_id(value: object) -> str:
+    """The id itself, if an event can have it.
+
+    Raises:
+        EventError: not a string, empty, or a character that would be lost or forge a field.
+    """
+    if not isinstance(value, str) or not value:
+        raise EventError(f"an event's id is a string with at least one character, not {value!r}")
+    try:
+        sse.check_field("id", value)
+    except FrameError as error:
+        raise EventError(f"an event's id cannot be written: {error}") from error
+    return value
+
+
+def _check_timestamp(value: object) -> datetime:
+    if not isinstance(value, datetime):
+        raise EventError(f"an event's timestamp is a datetime, not {value!r}")
+    zone = value.tzinfo
+    if zone is UTC:
+        return value
+    return value.replace(tzinfo=UTC) if zone is None else value.astimezone(UTC)
+
+
+@dataclass(init=False, eq=False, repr=False)
+class Event:
+    """One event.
+
+    Attributes:
+        id: name of this event, the same wherever it goes; a time-ordered UUIDv7 by default. Not
+            empty, no leading space, no CR, LF or NUL.
+        type: an `EventType`, or the application's own name for what happened, under the same
+            rules; names that start with ``stream.`` are reserved for control events.
+        data: any JSON value, or what `codec.json` can write as one.
+        metadata: about the event. ``topic`` routes it; ``content_type`` other than JSON sends
+            text as it is; ``retry`` is the reconnection time of its frame in milliseconds.
+        timestamp: when it happened: timezone-aware, UTC. A naive datetime is taken as UTC.
+
+    Raises:
+        EventError: an id, type, metadata or timestamp that an event cannot have.
+
+    Two events are equal when all five are; an event's hash is its id's.
+    """
+
+    # An id and a timestamp that nobody gave are two integers until somebody asks for them, which
+    # for most events nobody does: formatting them takes three times as long as all the rest.
+    __slots__ = ("_frame", "_nanoseconds", "_sequence", "data", "id", "metadata", "timestamp", "type")
+
+    id: str
+    type: str
+    data: Any
+    metadata: dict[str, Any]
+    timestamp: datetime
+
+    def __init__(
+        self,
+        id: str | None = None,  # noqa: A002
+        type: str = _MESSAGE,  # noqa: A002
+        data: Any = None,
+        metadata: dict[str, Any] | None = None,
+        timestamp: datetime | None = None,
+    ) -> None:
+        if id is None:
+            self._sequence = _next_in_sequence()
+            self._nanoseconds = _time_ns()
+            if timestamp is not None:
+                self.timestamp = _check_timestamp(timestamp)
+        else:
+            self.id = _check_id(id)
+            if timestamp is None:
+                self._nanoseconds = _time_ns()
+            else:
+                self.timestamp = _check_timestamp(timestamp)
+        self.type = type if type is _MESSAGE else _check_type(type)
+        self.data = data
+        if metadata is None:
+            self.metadata = {}
+        elif isinstance(metadata, dict):
+            self.metadata = metadata
+        else:
+            raise EventError(f"an event's metadata is a dict, not {metadata!r}")
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for a slot that holds nothing yet.
+        if name == "id":
+            self.id = format_uuid7(self._nanoseconds, self._sequence)
+            return self.id
+        if name == "timestamp":
+            self.timestamp = _EPOCH + timedelta(microseconds=self._nanoseconds // 1000)
+            return self.timestamp
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return (
+            f"Event(id={self.id!r}, type={str(self.type)!r}, data={self.data!r}, "
+            f"metadata={self.metadata!r}, timestamp={self.timestamp.isoformat()!r})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Event):
+            return NotImplemented
+        return (
+            self.id == other.id
+            and self.type == other.type
+            and self.data == other.data
+            and self.metadata == other.metadata
+            and self.timestamp == other.timestamp
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[Callable[..., "Event"], tuple[Any, ...]]:
+        return _restore, (self.id, str(self.type), self.data, self.metadata, self.timestamp)
+
+    def with_topic(self, topic: str) -> "Event":
+        """This event under a topic: itself if it has that topic, otherwise a copy that has.
+
+        The copy shares the data and has metadata of its own.
+        """
+        metadata = self.metadata
+        if metadata.get("topic") == topic:
+            return self
+        copy = _new_event(Event)
+        copy.id = self.id
+        copy.type = self.type
+        copy.data = self.data
+        copy.metadata = {**metadata, "topic": topic}
+        copy.timestamp = self.timestamp
+        return copy
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event as a dictionary of id, type, data, metadata, timestamp (ISO 8601).
+
+        The metadata is a copy; the data is not.
+        """
+        return {
+            "id": self.id,
+            "type": str(self.type),
+            "data": self.data,
+            "metadata": self.metadata.copy(),
+            "timestamp": self.timestamp.isoformat(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Event":
+        """The event of a dictionary such as `to_dict` returns; what is missing gets its default.
+
+        The metadata is copied; the data is not. A timestamp may be a datetime or ISO 8601 text.
+
+        Raises:
+            EventError: `data` is not a mapping, or a field is not what an event can have.
+        """
+        try:
+            # The dictionary of an event, whole and as it should be, costs no call but these.
+            id_ = data["id"]
+            metadata = data["metadata"]
+            event = _new_event(Event)
+            event.type = _ENUM_TYPES[data["type"]]
+            event.data = data["data"]
+            timestamp = datetime.fromisoformat(data["timestamp"])
+        except (LookupError, TypeError, ValueError):
+            return _read_event(data)
+        if (
+            timestamp.tzinfo is UTC
+            and type(metadata) is dict
+            and type(id_) is str
+            and id_.isprintable()
+            and id_.strip() is id_ != ""
+        ):
+            event.id = id_
+            event.timestamp = timestamp
+            event.metadata = metadata.copy()
+            return event
+        return _read_event(data)
+
+    def to_json(self) -> str:
+        """The whole event as compact JSON of one line: `to_dict`, encoded.
+
+        Raises:
+            EncodeError: data or metadata have no JSON form; names the event and the path.
+        """
+        try:
+            return json.encode(self.to_dict())
+        except EncodeError as error:
+            raise EncodeError(error.reason, error.path, self.id) from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Event":
+        """The event of a JSON text such as `to_json` returns.
+
+        Raises:
+            DecodeError: not JSON, or not an object.
+            EventError: a field is not what an event can have.
+        """
+        value = json.decode(text)
+        if not isinstance(value, dict):
+            raise DecodeError(f"an event is a JSON object, not {type(value).__name__}")
+        return cls.from_dict(value)
+
+    def to_sse(self) -> str:
+        """The event as one frame of Server-Sent Events (WHATWG HTML, section 9.2).
+
+        It has the id, the type, the data as JSON of one line, and ends with a blank line. Frames
+        of type CONNECT, DISCONNECT and HEARTBEAT and of control events have no ``id`` line.
+        Metadata ``content_type`` other than JSON writes a str as it is, one ``data`` line for
+        each of its lines; metadata ``retry`` adds a ``retry`` line.
+
+        Raises:
+            EncodeError: the data has no JSON form; names the event and the path.
+            EventError: id, type or retry were replaced by what a frame cannot carry.
+        """
+        metadata = self.metadata
+        type_ = self.type
+        id_ = self.id
+        if metadata and (
+            "content_type" in metadata or "retry" in metadata or "control" in metadata
+        ):
+            return self._special_frame()
+        try:
+            text = json.encode(self.data)
+        except EncodeError as error:
+            raise EncodeError(error.reason, error.path, id_) from error
+        # What is printable has no line ends. The rest was refused when the event was made, but
+        # attributes can be replaced, so it is looked at again by the codec.
+        if id_.isprintable():
+            if type_ is _MESSAGE:
+                return f"id: {id_}\nevent: message\ndata: {text}\n\n"
+            if type(type_) is str and type_.isprintable():
+                return f"id: {id_}\nevent: {type_}\ndata: {text}\n\n"
+        return self._frame_of(text, None)
+
+    def _special_frame(self) -> str:
+        metadata = self.metadata
+        try:
+            text = self._text(metadata.get("content_type"))
+        except EncodeError as error:
+            raise EncodeError(error.reason, error.path, self.id) from error
+        return self._frame_of(text, metadata.get("retry"))
+
+    def _text(self, content_type: object) -> str:
+        """The data as its content type says: JSON, or the text that it is."""
+        if content_type is None:
+            return json.encode(self.data)
+        kind = str(content_type).partition(";")[0].strip().lower()
+        if kind == "application/json" or kind.endswith("+json"):
+            return json.encode(self.data)
+        if not isinstance(self.data, str):
+            raise EncodeError(f"data of type {content_type} is a str, not {type(self.data).__name__}")
+        return self.data
+
+    def _frame_of(self, text: str, retry: Any) -> str:
+        type_ = self.type
+        try:
+            return sse.encode(
+                text,
+                event=str(type_),
+                id=None if type_ in _TYPES_WITHOUT_ID or self.is_control else self.id,
+                retry=retry,
+            )
+        except FrameError as error:
+            raise EventError(f"event {self.id!r} cannot be a frame: {error}") from error
+
+    @classmethod
+    def from_sse(cls, text: str, *, content_type: str | None = None) -> "Event":
+        """The event of one frame such as `to_sse` returns.
+
+        A frame has no metadata and no timestamp: the event gets what it had on the wire, and the
+        time at which it was read.
+
+        Args:
+            text: one frame, its blank line at the end included.
+            content_type: what the data is; None: JSON, and what is not JSON is text, with
+                ``content_type`` ``text/plain`` in the metadata.
+
+        Raises:
+            DecodeError: not exactly one frame, or data that is not JSON although it was said to be.
+            FrameError: a line or the frame is over its limit.
+            EventError: an id or type that an event cannot have.
+        """
+        frames = sse.Decoder().feed(text.encode())
+        if len(frames) != 1:
+            raise DecodeError(f"one frame was expected, found {len(frames)}")
+        frame = frames[0]
+        metadata: dict[str, Any] = {}
+        if frame.retry is not None:
+            metadata["retry"] = frame.retry
+        if frame.event.startswith(_RESERVED_PREFIX):
+            metadata["control"] = True
+        data: Any = frame.data
+        kind = (content_type or "application/json").partition(";")[0].strip().lower()
+        if kind == "application/json" or kind.endswith("+json"):
+            try:
+                data = json.decode(frame.data)
+            except DecodeError:
+                if content_type is not None:
+                    raise
+                metadata["content_type"] = "text/plain"
+        else:
+            metadata["content_type"] = content_type
+        return cls.from_dict(
+            {"id": frame.id or None, "type": frame.event, "data": data, "metadata": metadata}
+        )
+
+    @property
+    def is_control(self) -> bool:
+        """Whether a stream made this event to tell its reader something (metadata ``control``)."""
+        return self.metadata.get("control") is True
+
+
+_new_event: Callable[[type[Event]], Event] = Event.__new__
+
+
+def _restore(id: str, type: str, data: Any, metadata: dict[str, Any], timestamp: datetime) -> Event:  # noqa: A002
+    """The event that was pickled or copied."""
+    return Event.from_dict(
+        {"id": id, "type": type, "data": data, "metadata": metadata, "timestamp": timestamp}
+    )
+
+
+def _read_event(data: object) -> Event:
+    """The event of a mapping, with all that may be missing, other than usual, or wrong.
+
+    Raises:
+        EventError: it is wrong.
+    """
+    if not isinstance(data, Mapping):
+        raise EventError(f"an event is read from a mapping, not from {data!r}")
+    id_, timestamp, metadata = data.get("id"), data.get("timestamp"), data.get("metadata")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise EventError(f"an event's metadata is a mapping, not {metadata!r}")
+    event = Event(
+        id_,
+        data=data.get("data"),
+        metadata={} if metadata is None else dict(metadata),
+        timestamp=None if timestamp is None else _read_timestamp(timestamp),
+    )
+    if (name := data.get("type")) is not None:
+        try:
+            event.type = _check_type(name, event.is_control)
+        except TypeError:  # not hashable
+            raise EventError(f"an event's type is a string, not {name!r}") from None
+    return event
+
+
+def _read_timestamp(value: object) -> datetime:
+    if isinstance(value, str):
+        try:
+            timestamp = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise EventError(f"an event's timestamp is ISO 8601, not {value!r}") from error
+        if timestamp.tzinfo is UTC:
+            return timestamp
+        return _check_timestamp(timestamp)
+    return _check_timestamp(value)
+
+
+def control_event(name: str, **data: Any) -> Event:
+    """An event by which a stream tells its reader something: ``stream.lost``, ``stream.gap``…
+
+    It has metadata ``{"control": True}`` and never counts against a queue's bound.
+    """
+    event = Event(data=data, metadata={"control": True})
+    event.type = name
+    return event
+
+
+_MISSING: Any = object()
+
+
+def create_event(
+    data: Any = _MISSING, event_type: str = EventType.MESSAGE, /, **metadata: Any
+) -> Event:
+    """A new event with this data and type; every further keyword becomes metadata.
+
+    `data` and `event_type` may be given by name too. Metadata may even be called ``data`` or
+    ``event_type``, where the argument itself is given by position.
+
+    Raises:
+        EventError: a type that an event cannot have.
+        TypeError: no data.
+    """
+    if data is _MISSING:
+        try:
+            data = metadata.pop("data")
+        except KeyError:
+            raise TypeError("create_event() needs data") from None
+        event_type = metadata.pop("event_type", event_type)
+    elif event_type is EventType.MESSAGE:
+        event_type = metadata.pop("event_type", event_type)
+    return Event(None, event_type, data, metadata)
+
+
+Handler: TypeAlias = Callable[[Event], Any]
+"""What receives events: a function or an async function of one event."""
+
+Filter: TypeAlias = Callable[[Event], bool]
+"""What chooses events: a function of one event that returns whether it is wanted."""
+
+
+@dataclass(eq=False)
+class Subscription:
+    """Topics, an optional filter, and what receives the events.
+
+    Attributes:
+        id: name of this subscription at its stream.
+        topic: a topic, a pattern, or several of them; ``*`` is every event.
+        handler: is called with each event, if there is one.
+        filter_fn: an event is received only if this returns true for it.
+        active: an inactive subscription receives nothing.
+        created_at: when it was made, UTC.
+
+    As an async context manager it is cancelled at the end of the block.
+    """
+
+    id: str = field(default_factory=uuid7)
+    topic: TopicFilter = "*"
+    handler: Handler | None = field(default=None, repr=False)
+    filter_fn: Filter | None = field(default=None, repr=False)
+    active: bool = True
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self._release: Callable[[str], object] | None = None
+
+    def should_receive(self, event: Event) -> bool:
+        """Whether an event is for this subscription: it is active, topic and filter say yes.
+
+        Raises:
+            Exception: whatever `filter_fn` raises; streams catch and log that.
+        """
+        if not self.active:
+            return False
+        if self.topic != "*" and not topics.matches(self.topic, event.metadata.get("topic")):
+            return False
+        return self.filter_fn is None or bool(self.filter_fn(event))
+
+    def cancel(self) -> None:
+        """Stop receiving, and be forgotten by the stream. From any thread; again does nothing."""
+        self.active = False
+        release, self._release = self._release, None
+        if release is not None:
+            release(self.id)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()

@@ -1,0 +1,311 @@
+"""Topics, patterns, and the index that finds who matches a topic.
+
+A topic is 1 to 1024 bytes of UTF-8 without control characters. A string that is subscribed to is
+a pattern when one of its dot-separated tokens is ``*`` (exactly one token) or its last token is
+``>`` (one or more tokens, the rest); ``*`` alone is every event, those without a topic included;
+any other string is that exact topic. `Exact` and `Pattern` say outright which is meant.
+
+`TopicIndex` finds the subscribers of a topic in time that depends on the topic's length and on
+how many match, not on how many there are; the answer for a topic is kept until a change could
+alter it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Generic, TypeAlias, TypeVar
+
+from .errors import TopicError
+
+__all__ = ["Exact", "Pattern", "TopicFilter", "TopicIndex", "check_topic", "is_pattern", "matches"]
+
+MAX_TOPIC_BYTES = 1024
+_CACHED_TOPICS = 65_536
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """One topic, taken literally: `Exact("a.*")` is the topic whose second token is an asterisk."""
+
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A pattern, as a string would be read: `Pattern("orders.*")`.
+
+    A pattern without a wildcard matches the one topic it spells.
+    """
+
+    pattern: str
+
+
+TopicFilter: TypeAlias = str | Exact | Pattern | Sequence[str | Exact | Pattern]
+"""What one can subscribe to: a topic, a pattern, or several of them (any may match)."""
+
+
+def is_pattern(topic: str) -> bool:
+    """Whether a string given to subscribe would be read as a pattern."""
+    if "*" not in topic and ">" not in topic:
+        return False
+    tokens = topic.split(".")
+    return "*" in tokens or tokens[-1] == ">"
+
+
+def _check_text(topic: object, what: str) -> str:
+    if not isinstance(topic, str):
+        raise TopicError(f"a {what} is a string, not {type(topic).__name__}: {topic!r}")
+    if not topic:
+        raise TopicError(f"a {what} has at least one character")
+    # What is not printable and not a control character (some spaces, unassigned code points) is
+    # allowed, so this quick answer is followed by the exact one.
+    if not topic.isprintable() and any(
+        character < " " or "\x7f" <= character <= "\x9f" for character in topic
+    ):
+        raise TopicError(f"a {what} has no control characters: {topic!r}")
+    try:
+        size = len(topic) if topic.isascii() else len(topic.encode())
+    except UnicodeEncodeError:
+        raise TopicError(f"a {what} is valid Unicode, without lone surrogates: {topic!r}") from None
+    if size > MAX_TOPIC_BYTES:
+        raise TopicError(
+            f"a {what} has at most {MAX_TOPIC_BYTES} bytes of UTF-8; this one has {size}"
+        )
+    return topic
+
+
+def check_topic(topic: object) -> str:
+    """The topic itself, if events can be published to it.
+
+    Raises:
+        TopicError: not a string, empty, over 1024 bytes, control characters, or a pattern.
+    """
+    text = _check_text(topic, "topic")
+    if is_pattern(text):
+        raise TopicError(f"events are published to a topic, not to a pattern: {text!r}")
+    return text
+
+
+def _matches_tokens(pattern: Sequence[str], topic: Sequence[str]) -> bool:
+    """Whether a pattern's tokens match a topic's. One pass: no token is looked at twice."""
+    for index, token in enumerate(pattern):
+        if token == ">" and index == len(pattern) - 1:
+            return len(topic) > index
+        if index == len(topic) or (token not in ("*", topic[index])):
+            return False
+    return len(pattern) == len(topic)
+
+
+# A selector is what a TopicFilter means, in one of three forms: every event, one topic, or the
+# tokens of a pattern.
+_EVERY = "every"
+_Selector: TypeAlias = str | Exact | tuple[str, ...]
+
+
+def _selectors(topics: object) -> tuple[_Selector, ...]:
+    """The selectors a TopicFilter stands for, checked.
+
+    Raises:
+        TopicError: one of them cannot be a topic or pattern, or there are none.
+    """
+    if isinstance(topics, Exact):
+        _check_text(topics.topic, "topic")
+        return (topics,)
+    if isinstance(topics, Pattern):
+        topics = topics.pattern
+    if isinstance(topics, str):
+        if topics == "*":
+            return (_EVERY,)
+        _check_text(topics, "topic or pattern")
+        return (tuple(topics.split(".")),) if is_pattern(topics) else (Exact(topics),)
+    if isinstance(topics, Iterable) and not isinstance(topics, bytes | bytearray):
+        found = tuple(dict.fromkeys(s for topic in topics for s in _selectors(topic)))
+        if found:
+            return found
+        raise TopicError("a subscription to several topics names at least one")
+    raise TopicError(
+        f"a topic filter is a string, Exact, Pattern or several of them, not {topics!r}"
+    )
+
+
+def matches(topics: TopicFilter, topic: str | None) -> bool:
+    """Whether an event with this topic (None: without one) is among what was subscribed to.
+
+    Raises:
+        TopicError: `topics` cannot be a topic filter.
+    """
+    for selector in _selectors(topics):
+        if selector == _EVERY:
+            return True
+        if topic is None:
+            continue
+        if isinstance(selector, Exact):
+            if selector.topic == topic:
+                return True
+        elif _matches_tokens(selector, topic.split(".")):
+            return True
+    return False
+
+
+class _Node(Generic[T]):
+    """A place in the trie of patterns: what follows by token, and what ends here."""
+
+    __slots__ = ("children", "ends", "rest")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[T]] = {}
+        self.ends: dict[str, tuple[int, T]] = {}
+        self.rest: dict[str, tuple[int, T]] = {}  # patterns that end in ">" here
+
+
+class TopicIndex(Generic[T]):
+    """Values under topic filters, found by topic, in the order in which they were added.
+
+    Not thread-safe by itself: a caller holds its lock around every method. `cached` alone may be
+    called without: it reads one dictionary that is only ever replaced or added to.
+    """
+
+    __slots__ = ("_answers", "_every", "_exact", "_patterns", "_root", "_selectors", "_serial")
+
+    def __init__(self) -> None:
+        self._selectors: dict[str, tuple[_Selector, ...]] = {}
+        self._every: dict[str, tuple[int, T]] = {}
+        self._exact: dict[str, dict[str, tuple[int, T]]] = {}
+        self._root: _Node[T] = _Node()
+        self._patterns = 0
+        self._serial = 0
+        self._answers: dict[str | None, tuple[T, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._selectors)
+
+    def add(self, key: str, topics: TopicFilter, value: T) -> None:
+        """Put a value under a filter; `key` names it for `discard`.
+
+        Raises:
+            TopicError: `topics` cannot be a topic filter.
+        """
+        selectors = _selectors(topics)
+        self._serial += 1
+        entry = (self._serial, value)
+        for selector in selectors:
+            if selector == _EVERY:
+                self._every[key] = entry
+                self._answers = {}
+            elif isinstance(selector, Exact):
+                self._exact.setdefault(selector.topic, {})[key] = entry
+                self._answers.pop(selector.topic, None)
+            else:
+                self._add_pattern(selector, key, entry)
+                self._answers = {}
+        self._selectors[key] = selectors
+
+    def _add_pattern(self, tokens: Sequence[str], key: str, entry: tuple[int, T]) -> None:
+        node = self._root
+        self._patterns += 1
+        last = len(tokens) - 1
+        for index, token in enumerate(tokens):
+            if token == ">" and index == last:
+                node.rest[key] = entry
+                return
+            node = node.children.setdefault(token, _Node())
+        node.ends[key] = entry
+
+    def discard(self, key: str) -> bool:
+        """Take a value out. False: there is none with this key."""
+        selectors = self._selectors.pop(key, None)
+        if selectors is None:
+            return False
+        for selector in selectors:
+            if selector == _EVERY:
+                del self._every[key]
+                self._answers = {}
+            elif isinstance(selector, Exact):
+                entries = self._exact[selector.topic]
+                del entries[key]
+                if not entries:
+                    del self._exact[selector.topic]
+                self._answers.pop(selector.topic, None)
+            else:
+                self._discard_pattern(selector, key)
+                self._answers = {}
+        return True
+
+    def _discard_pattern(self, tokens: Sequence[str], key: str) -> None:
+        self._patterns -= 1
+        path: list[tuple[_Node[T], str]] = []
+        node = self._root
+        last = len(tokens) - 1
+        for index, token in enumerate(tokens):
+            if token == ">" and index == last:
+                del node.rest[key]
+                break
+            path.append((node, token))
+            node = node.children[token]
+        else:
+            del node.ends[key]
+        # Branches that lead nowhere go, so that patterns that come and go leave nothing.
+        for parent, token in reversed(path):
+            child = parent.children[token]
+            if child.children or child.ends or child.rest:
+                break
+            del parent.children[token]
+
+    def cached(self, topic: str | None) -> tuple[T, ...] | None:
+        """The answer of `match`, if it is known already."""
+        return self._answers.get(topic)
+
+    def match(self, topic: str | None) -> tuple[T, ...]:
+        """The values whose filter matches a topic; None stands for an event without one.
+
+        Raises:
+            TopicError: events cannot be published to `topic`.
+        """
+        try:
+            answer = self._answers.get(topic)
+        except TypeError:
+            answer = None
+        if answer is None:
+            answer = self._match(topic if topic is None else check_topic(topic))
+            if len(self._answers) >= _CACHED_TOPICS:
+                self._answers = {}
+            self._answers[topic] = answer
+        return answer
+
+    def _match(self, topic: str | None) -> tuple[T, ...]:
+        if topic is None:
+            return tuple(value for _, value in self._every.values())
+        exact = self._exact.get(topic)
+        if not self._patterns:  # in the usual case there is nothing to merge
+            if exact is None:
+                return tuple(value for _, value in self._every.values())
+            if not self._every:
+                return tuple(value for _, value in exact.values())
+        found = dict(self._every)
+        if exact is not None:
+            found.update(exact)
+        if self._patterns:
+            self._match_patterns(topic.split("."), found)
+        return tuple(value for _, value in sorted(found.values(), key=itemgetter(0)))
+
+    def _match_patterns(self, tokens: Sequence[str], found: dict[str, tuple[int, T]]) -> None:
+        """Add the patterns that match. Every node of the trie is visited at most once."""
+        nodes = [self._root]
+        for token in tokens:
+            following: list[_Node[T]] = []
+            for node in nodes:
+                if node.rest:
+                    found.update(node.rest)
+                children = node.children
+                if (child := children.get(token)) is not None:
+                    following.append(child)
+                # A topic's own token may be "*" only inside another ("a.*b"): no double visit.
+                if (child := children.get("*")) is not None:
+                    following.append(child)
+            if not following:
+                return
+            nodes = following
+        for node in nodes:
+            found.update(node.ends)
