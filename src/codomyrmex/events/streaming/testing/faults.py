@@ -6,30 +6,24 @@ is cancelled? `FaultySocket` stands where a WebSocket would, in tests of code th
 
 import asyncio
 import inspect
-import itertools
 import types
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
+from .leaks import Run
 from .leaks import run as run_in_virtual_time
 from .virtual_time import describe_awaits
 
 __all__ = ["FaultySocket", "cancel_at_every_await"]
 
-_T = TypeVar("_T")
-
 _Moment = Literal["while it waits", "as its result arrives"]
-
-
-class _Run(Protocol):
-    def __call__(self, main: Coroutine[Any, Any, _T], /) -> _T: ...
 
 
 def cancel_at_every_await(
     factory: Callable[[], Coroutine[Any, Any, object]],
     *,
     check: Callable[[], object] | None = None,
-    run: _Run = run_in_virtual_time,
+    run: Run = run_in_virtual_time,
     limit: int = 1000,
 ) -> int:
     """Run a scenario once for every place it can be cancelled at, and cancel it there.
@@ -54,7 +48,7 @@ def cancel_at_every_await(
         RuntimeError: the scenario suspended more than `limit` times.
     """
     moments: tuple[_Moment, ...] = ("while it waits", "as its result arrives")
-    for number in itertools.count(1):
+    for number in range(1, limit + 2):
         for moment in moments:
             attempt = _Attempt(number, moment)
             try:
@@ -65,9 +59,7 @@ def cancel_at_every_await(
                 raise
             if not attempt.place:
                 return number - 1
-        if number == limit:
-            raise RuntimeError(f"the scenario was still suspending after {limit} times")
-    raise AssertionError  # the count has no end
+    raise RuntimeError(f"the scenario suspends more than {limit} times")
 
 
 class _Attempt:
@@ -88,7 +80,7 @@ class _Attempt:
         if not task.cancelled():
             task.result()
         elif not self.place:
-            raise asyncio.CancelledError("the scenario cancelled itself")
+            raise asyncio.CancelledError("the scenario was cancelled by itself")
         del task
         if check is not None:
             checked = check()
@@ -96,15 +88,18 @@ class _Attempt:
                 await checked
 
     async def _watch(self, scenario: Coroutine[Any, Any, object]) -> None:
+        # A task runs coroutines only, not the generator that an awaitable can be.
         await self._count_suspensions(scenario)
 
     @types.coroutine
     def _count_suspensions(
         self, scenario: Coroutine[Any, Any, object]
     ) -> Generator[Any, Any, None]:
+        number = 0
         try:
             awaited = scenario.send(None)
-            for number in itertools.count(1):
+            while True:
+                number += 1
                 if number == self._number:
                     self._cancel(scenario, awaited)
                 try:
@@ -146,11 +141,11 @@ class FaultySocket:
 
     async def send(self, text: str) -> None:
         """Record a text, after the delay and any stall, unless cancelled or failed by then."""
+        self._raise_error()
         if self.delay:
             await asyncio.sleep(self.delay)
         await self._moving.wait()
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
         self.sent.append(text)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
@@ -171,3 +166,7 @@ class FaultySocket:
         """Make every `send` that waits, and every later one, raise `error`."""
         self._error = error
         self._moving.set()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error

@@ -11,16 +11,16 @@ import asyncio
 import sys
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .virtual_time import VirtualTimeLoop, describe_frame, describe_task
 
-__all__ = ["LeakError", "run"]
+__all__ = ["LeakError", "Run", "run"]
 
 _T = TypeVar("_T")
 
 _PATIENCE = 10.0  # seconds of the loop's time for what was left behind to end when cancelled
-_STUCK = f"still running {_PATIENCE:g} s after it was cancelled"
+_STUCK = f"still running after {_PATIENCE:g} s"
 _GENERATIONS = 3  # tasks left behind, those that these start when cancelled, and theirs
 
 
@@ -53,6 +53,14 @@ class LeakError(AssertionError):
         return "left behind:" + "".join(f"\n- {line}" for line in found)
 
 
+class Run(Protocol):
+    """What runs a coroutine to its end: `run`, or a function like it."""
+
+    def __call__(self, main: Coroutine[Any, Any, _T], /) -> _T:
+        """Run the coroutine and return its result."""
+        ...
+
+
 def run(
     main: Coroutine[Any, Any, _T],
     *,
@@ -83,14 +91,14 @@ def run(
     try:
         loop.set_debug(debug)
         watch = _Watch(loop)
-        task = loop.create_task(main)
+        task = loop.create_task(watch.until_end_of(main), name="main")
         try:
             result = loop.run_until_complete(task)
         except BaseException as error:
-            for line in watch.end(task).errors:
+            for line in watch.clean_up(task).errors:
                 error.add_note(f"left behind: {line}")
             raise
-        leaks = watch.end(task)
+        leaks = watch.clean_up(task)
         if any(leaks.args):
             raise leaks from watch.cause
         return result
@@ -105,7 +113,9 @@ class _Watch:
         self._loop = loop
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._generators: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[Any], str] = {}
+        self._left: dict[asyncio.Task[Any], str] = {}
+        self._timers: list[asyncio.TimerHandle] = []
         self._complaints: list[str] = []
         self._errors: list[BaseException] = []
         loop.set_exception_handler(self._complain)
@@ -119,10 +129,25 @@ class _Watch:
             return BaseExceptionGroup("nobody handled", self._errors)
         return self._errors[0] if self._errors else None
 
-    def end(self, main: asyncio.Task[Any]) -> LeakError:
-        """Find what is left, end all of it, and let the loop go."""
+    async def until_end_of(self, main: Coroutine[Any, Any, _T]) -> _T:
+        """Run `main`, and see what is there when it ends.
+
+        Not a moment later: in the turn that the loop takes to stop, a task could end that `main`
+        did not wait for.
+        """
+        try:
+            return await main
+        finally:
+            for task in asyncio.all_tasks() - {asyncio.current_task(), *self._closing}:
+                self._left[task] = describe_task(task)
+            if isinstance(self._loop, VirtualTimeLoop):
+                self._timers = self._loop.timers()
+
+    def clean_up(self, main: asyncio.Task[Any]) -> LeakError:
+        """End all that is left, let the loop go, and return what was found."""
         if main.done() and not main.cancelled():
             main.exception()  # It is the caller's now: asyncio need not complain.
+        self._loop.set_debug(False)  # Debugging the clean-up would take longer than most tests.
         leaks = self._loop.run_until_complete(self._clean_up())
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.set_exception_handler(None)
@@ -130,21 +155,19 @@ class _Watch:
 
     async def _clean_up(self) -> LeakError:
         self._watch_generators()
-        timers = self._loop.timers() if isinstance(self._loop, VirtualTimeLoop) else []
-        pending: dict[asyncio.Task[Any], str] = {}
+        cancelled: set[asyncio.Task[Any]] = set()
         for _ in range(_GENERATIONS):
-            found = asyncio.all_tasks() - self._closing - pending.keys() - {asyncio.current_task()}
-            pending.update({task: describe_task(task) for task in found})
-            for task in found:
+            running = asyncio.all_tasks() - {asyncio.current_task(), *self._closing, *cancelled}
+            for task in running:
+                self._left.setdefault(task, describe_task(task))
                 task.cancel()
-            await self._wait_for(found)
-        generators = {
-            generator: f"async generator {describe_frame(frame)}"
-            for generator in list(self._generators)
-            if (frame := generator.ag_frame) is not None
-        }
-        for generator in generators:
-            self._close(generator)
+            cancelled |= running
+            await self._wait_for(running)
+        generators = [f"{line}, {_STUCK}" for line in self._closing.values()]
+        for generator in list(self._generators):
+            if generator.ag_frame is not None:
+                generators.append(f"async generator {describe_frame(generator.ag_frame)}")
+                self._close(generator)
         await self._wait_for(set())
         for task in list(self._tasks):
             # asyncio says this when the task is collected, which may be long after the test.
@@ -153,16 +176,16 @@ class _Watch:
                 context = {"message": message, "exception": task.exception()}
                 self._complain(self._loop, context)
         return LeakError(
-            [line if task.done() else f"{line}, {_STUCK}" for task, line in pending.items()],
-            [repr(timer) for timer in timers if not timer.cancelled()],
-            list(generators.values()),
+            [line if task.done() else f"{line}, {_STUCK}" for task, line in self._left.items()],
+            [repr(timer) for timer in self._timers if not timer.cancelled()],
+            generators,
             list(self._complaints),
         )
 
     async def _wait_for(self, tasks: set[asyncio.Task[Any]]) -> None:
         """Wait for tasks and closing generators to end, for as long as any of them gets there."""
         await asyncio.sleep(0)
-        while ending := {task for task in tasks | self._closing if not task.done()}:
+        while ending := {task for task in (*tasks, *self._closing) if not task.done()}:
             ended, _ = await asyncio.wait(ending, timeout=_PATIENCE)
             if not ended:
                 break
@@ -196,7 +219,7 @@ class _Watch:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._close, generator)
 
-    def _close(self, generator: AsyncGenerator[Any, Any]) -> None:
+    def _close(self, generator: Any) -> None:
         task = self._loop.create_task(generator.aclose())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = f"closing of async generator {generator.__qualname__}"
+        task.add_done_callback(self._closing.pop)

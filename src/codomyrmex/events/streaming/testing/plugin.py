@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from .leaks import run
+from .leaks import Run, run
 from .virtual_time import VirtualTimeLoop
 
 _FOREIGN_MARKERS = ("anyio", "asyncio", "trio")
@@ -96,6 +96,6 @@ def _loop_factory(item: pytest.Function) -> Callable[[], asyncio.AbstractEventLo
 
 
 @pytest.fixture
-def virtual_time() -> Callable[..., Any]:
+def virtual_time() -> Run:
     """`codomyrmex.events.streaming.testing.run`, for synchronous tests."""
     return run

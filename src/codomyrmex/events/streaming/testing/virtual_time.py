@@ -10,14 +10,16 @@ it promises:
   long that takes in the world outside, also when whoever asked for the work was cancelled;
 - when nothing in this thread can ever run again, it says so (`DeadlockError`) instead of hanging.
 
-Three things it cannot know. Code must take its time from `loop.time()`: `time.monotonic()` goes on
-as ever. A thread started by hand does not hold the clock; wait for it with `asyncio.to_thread`, or
-set no timers meanwhile. And the network does not hold it either: sockets are polled before every
+Four things it cannot help. Code must take its time from `loop.time()`: `time.monotonic()` goes on
+as ever. A coroutine that polls (`while ...: await asyncio.sleep(0)`) is always ready, so the clock
+never moves. A thread started by hand does not hold the clock; wait for it with `asyncio.to_thread`,
+or set no timers meanwhile. And the network does not hold it either: sockets are polled before every
 jump, and waited for once no timer is left, but a timeout set on a peer expires as soon as the peer
 pauses. Test real sockets in real time.
 """
 
 import asyncio
+import gc
 import heapq
 import itertools
 import math
@@ -27,7 +29,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
-from types import FrameType
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 __all__ = [
@@ -123,12 +125,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         finally:
             self._thread = None
 
-    def set_default_executor(self, executor: ThreadPoolExecutor) -> None:
+    def set_default_executor(  # type: ignore[override]
+        self, executor: ThreadPoolExecutor
+    ) -> None:
         """Set the executor for `run_in_executor(None, ...)` and `asyncio.to_thread`."""
         super().set_default_executor(executor)
         self._threads = executor
 
-    def run_in_executor(  # type: ignore[override]
+    def run_in_executor(
         self,
         executor: Executor | None,
         func: Callable[[Unpack[_Ts]], _T],
@@ -223,10 +227,25 @@ def describe_task(task: asyncio.Task[Any]) -> str:
 def describe_awaits(awaitable: object) -> str:
     """Return where a suspended coroutine waits, through the coroutines that it awaits."""
     steps, awaited = [], awaitable
-    while frame := getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None):
-        steps.append(describe_frame(frame))
-        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    while awaited is not None:
+        frame, awaited = _suspension(awaited)
+        if frame is not None:
+            steps.append(describe_frame(frame))
     return " -> ".join(steps) or repr(awaitable)
+
+
+def _suspension(awaitable: object) -> tuple[FrameType | None, object]:
+    """Return the frame of something awaited, and what that awaits in turn."""
+    match awaitable:
+        case CoroutineType():
+            return awaitable.cr_frame, awaitable.cr_await
+        case GeneratorType():
+            return awaitable.gi_frame, awaitable.gi_yieldfrom
+        case AsyncGeneratorType():
+            return awaitable.ag_frame, awaitable.ag_await
+    # What anext() and aclose() return tells nobody but the collector which generator it drives.
+    inside = (each for each in gc.get_referents(awaitable) if isinstance(each, AsyncGeneratorType))
+    return None, next(inside, None)
 
 
 def describe_frame(frame: FrameType) -> str:

@@ -1,0 +1,72 @@
+"""What tests/conftest.py promises to every test of the suite."""
+
+import asyncio
+import importlib
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockingError
+
+
+def function_of_the_package(source: str) -> dict[str, object]:
+    """Run source text as if it were a module of the package."""
+    package = importlib.import_module("codomyrmex.events.streaming.topics")
+    assert package.__file__ is not None
+    path = Path(package.__file__).with_name("made_up.py")
+    names: dict[str, object] = {}
+    exec(compile(source, str(path), "exec"), names)
+    return names
+
+
+BLOCKING = {
+    "sleep": "import time\ndef block(path): time.sleep(0.01)",
+    "file": "def block(path): open(path).read()",
+    "sqlite": "import sqlite3\ndef block(path): sqlite3.connect(':memory:').execute('select 1')",
+}
+
+
+@pytest.mark.parametrize("source", BLOCKING.values(), ids=BLOCKING.keys())
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_the_package_may_not_block_the_loop(source: str) -> None:
+    block = function_of_the_package(source)["block"]
+    assert callable(block)
+    with pytest.raises(BlockingError):
+        block(__file__)
+    await asyncio.to_thread(block, __file__)
+
+
+def test_the_package_may_block_where_no_loop_runs() -> None:
+    block = function_of_the_package(BLOCKING["sleep"])["block"]
+    assert callable(block)
+    block("")
+
+
+async def test_a_test_may_block_the_loop() -> None:
+    time.sleep(0.001)  # noqa: ASYNC251
+
+
+def test_a_thread_left_behind_fails_its_test(pytester: pytest.Pytester) -> None:
+    source = Path(__file__).parents[1].joinpath("conftest.py").read_text()
+    source = source.replace("THREAD_GRACE = 2.0", "THREAD_GRACE = 0.05")
+    pytester.makeconftest(source.replace("pytest_plugins", "plugins"))
+    pytester.makepyfile(
+        """
+        import threading
+
+        stop = threading.Event()
+
+        def test_leaves_a_thread():
+            threading.Thread(target=stop.wait, name="the culprit").start()
+
+        def test_ends_a_thread_a_little_late():
+            threading.Timer(0.01, print).start()
+            stop.set()
+        """
+    )
+    before = threading.active_count()
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*the culprit*"])
+    assert threading.active_count() <= before + 1
