@@ -8,10 +8,13 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
 import pytest
+import uvloop
 
 from codomyrmex.events.streaming.testing import DeadlockError, LeakError, VirtualTimeLoop, run
 
-both_loops = pytest.mark.parametrize("loop_factory", [VirtualTimeLoop, asyncio.new_event_loop])
+any_loop = pytest.mark.parametrize(
+    "loop_factory", [VirtualTimeLoop, asyncio.new_event_loop, uvloop.new_event_loop]
+)
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
@@ -27,7 +30,7 @@ async def fail(error: Exception) -> None:
 
 
 class TestRun:
-    @both_loops
+    @any_loop
     def test_returns_the_result(self, loop_factory: LoopFactory) -> None:
         assert run(asyncio.sleep(0.01, "result"), loop_factory=loop_factory) == "result"
 
@@ -84,7 +87,7 @@ class TestRun:
 
         run(main())
 
-    @both_loops
+    @any_loop
     def test_allows_tidy_work(self, loop_factory: LoopFactory) -> None:
         async def main() -> None:
             task = asyncio.create_task(asyncio.sleep(10))
@@ -106,7 +109,7 @@ class TestRun:
 
 
 class TestLeaks:
-    @both_loops
+    @any_loop
     def test_a_pending_task(self, loop_factory: LoopFactory) -> None:
         async def stay() -> None:
             await asyncio.Event().wait()
@@ -209,7 +212,7 @@ class TestLeaks:
         assert len(caught.value.tasks) == 1
         assert not caught.value.timers
 
-    @both_loops
+    @any_loop
     def test_an_open_async_generator(self, loop_factory: LoopFactory) -> None:
         async def main() -> None:
             kept.append(naturals())
@@ -287,7 +290,7 @@ class TestLeaks:
             run(main())
         assert len(caught.value.generators) == 1
 
-    @both_loops
+    @any_loop
     def test_an_exception_that_nobody_retrieved(self, loop_factory: LoopFactory) -> None:
         class Owner:
             # The task, its exception, the traceback and the owner refer to each other in a circle:
@@ -343,7 +346,7 @@ class TestLeaks:
 
 
 class TestErrors:
-    @both_loops
+    @any_loop
     def test_an_exception_of_the_main_coroutine_wins(self, loop_factory: LoopFactory) -> None:
         async def main() -> None:
             tasks.append(asyncio.create_task(asyncio.sleep(10)))

@@ -405,9 +405,9 @@ class TestDeadlock:
         async def naturals() -> AsyncGenerator[int, None]:
             try:
                 yield 0
+            except GeneratorExit:
                 await for_ever()
-            finally:
-                await for_ever()
+            await for_ever()
 
         @asynccontextmanager
         async def context() -> AsyncGenerator[None, None]:

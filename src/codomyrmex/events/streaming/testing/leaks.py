@@ -206,11 +206,11 @@ class _Watch:
     def _watch_generators(self) -> None:
         # In the loop, which has set its own hooks by now and takes them away when it stops.
         first = sys.get_asyncgen_hooks().firstiter
+        assert first is not None
 
         def started(generator: AsyncGenerator[Any, Any]) -> None:
             self._generators.add(generator)
-            if first is not None:
-                first(generator)
+            first(generator)
 
         sys.set_asyncgen_hooks(started, self._dropped)
 
