@@ -5,6 +5,7 @@ any JSON value; every textual form is a round trip. An event is never changed by
 once it exists, and should not be by others: streams share it between all their subscribers.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,15 @@ from .errors import DecodeError, EncodeError, EventError, FrameError
 from .ids import format_uuid7, new_sequence, uuid7
 from .topics import TopicFilter
 
-__all__ = ["Event", "EventType", "Filter", "Handler", "Subscription", "control_event", "create_event"]
+__all__ = [
+    "Event",
+    "EventType",
+    "Filter",
+    "Handler",
+    "Subscription",
+    "control_event",
+    "create_event",
+]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RESERVED_PREFIX = "stream."
@@ -121,7 +130,16 @@ class Event:
 
     # An id and a timestamp that nobody gave are two integers until somebody asks for them, which
     # for most events nobody does: formatting them takes three times as long as all the rest.
-    __slots__ = ("_frame", "_nanoseconds", "_sequence", "data", "id", "metadata", "timestamp", "type")
+    __slots__ = (
+        "_frame",
+        "_nanoseconds",
+        "_sequence",
+        "data",
+        "id",
+        "metadata",
+        "timestamp",
+        "type",
+    )
 
     id: str
     type: str
@@ -323,7 +341,9 @@ class Event:
         if kind == "application/json" or kind.endswith("+json"):
             return json.encode(self.data)
         if not isinstance(self.data, str):
-            raise EncodeError(f"data of type {content_type} is a str, not {type(self.data).__name__}")
+            raise EncodeError(
+                f"data of type {content_type} is a str, not {type(self.data).__name__}"
+            )
         return self.data
 
     def _frame_of(self, text: str, retry: Any) -> str:
@@ -475,6 +495,20 @@ Filter: TypeAlias = Callable[[Event], bool]
 """What chooses events: a function of one event that returns whether it is wanted."""
 
 
+def _deliver_nowhere(event: Event) -> None:
+    """What a subscription without a handler does with an event."""
+
+
+def _filtered(filter_fn: Filter, receive: Handler) -> Handler:
+    def receive_if_wanted(event: Event) -> Any:
+        return receive(event) if filter_fn(event) else None
+
+    return receive_if_wanted
+
+
+_DECIDE_DELIVERY = frozenset({"handler", "filter_fn", "active"})
+
+
 @dataclass(eq=False)
 class Subscription:
     """Topics, an optional filter, and what receives the events.
@@ -498,7 +532,36 @@ class Subscription:
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
+        # The stream's own: where it was made, how an event is delivered to it, how it is forgotten.
+        self._home: Any = None
+        self._runner: Any = None
         self._release: Callable[[str], object] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._receive: Handler | None = None
+        self._deliver: Handler = _deliver_nowhere
+        self._compose()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name in _DECIDE_DELIVERY and hasattr(self, "_deliver"):
+            self._compose()
+
+    def _deliver_by(self, receive: Handler) -> None:
+        """Have the stream call this, in place of the handler, with what is to be received."""
+        self._receive = receive
+        self._compose()
+
+    def _compose(self) -> None:
+        """Make of handler, filter and activity the one function that delivery calls.
+
+        Streams call it for each event, and the attributes change hardly ever.
+        """
+        receive = self._receive or self.handler
+        if receive is None or not self.active:
+            receive = _deliver_nowhere
+        elif self.filter_fn is not None:
+            receive = _filtered(self.filter_fn, receive)
+        self._deliver = receive
 
     def should_receive(self, event: Event) -> bool:
         """Whether an event is for this subscription: it is active, topic and filter say yes.

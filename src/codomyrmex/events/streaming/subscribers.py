@@ -15,8 +15,8 @@ ended, and told so).
 """
 
 import asyncio
+import logging
 import sys
-from asyncio import events as _events
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast, get_args
 
 from .errors import StreamClosed
 from .models import Event, control_event
+from .wakeups import Waiters, resolve, wait_until, wake, wake_all, withdraw
 
 __all__ = [
     "HEARTBEAT_INTERVAL",
@@ -35,7 +36,6 @@ __all__ = [
     "make_queue",
     "prime",
     "topic_of",
-    "wake",
 ]
 
 Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest_by_key", "disconnect"]
@@ -44,8 +44,9 @@ Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest_by_
 HEARTBEAT_INTERVAL = 30.0
 """Seconds without an event after which a reader gets a HEARTBEAT, by default."""
 
+_logger = logging.getLogger("codomyrmex.events.streaming")
+
 T = TypeVar("T")
-_running_loop = _events._get_running_loop
 
 
 def check_overflow(policy: str, allowed: Iterable[str] = get_args(Overflow)) -> Overflow:
@@ -76,31 +77,6 @@ def prime(generator: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     except StopIteration:
         return generator
     raise AssertionError("the generator awaited before its first yield")  # pragma: no cover
-
-
-def _resolve(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def wake(waiters: "deque[asyncio.Future[None]]") -> None:
-    """End the wait of the first future that still waits. From any thread, for any event loop."""
-    while waiters:
-        try:
-            future = waiters.popleft()
-        except IndexError:  # another thread took it
-            return
-        if future.done():
-            continue
-        loop = future.get_loop()
-        if loop is _running_loop():
-            future.set_result(None)
-            return
-        try:
-            loop.call_soon_threadsafe(_resolve, future)
-        except RuntimeError:  # its loop is closed: nobody waits there any more
-            continue
-        return
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +121,7 @@ class SubscriberQueue(asyncio.Queue[T]):
     Args:
         maxsize: how many items it holds; 0 or less: any number.
         overflow: what `offer` does when it is full.
+        name: whose queue this is, for the log.
         crowd: a set in which the queue stands while it is full and its policy is ``block``, so
             that a stream sees at a glance whether any subscriber is behind. It leaves the set
             when it is down to half.
@@ -155,9 +132,11 @@ class SubscriberQueue(asyncio.Queue[T]):
         maxsize: int = 0,
         overflow: Overflow = "drop_newest",
         *,
+        name: str = "",
         crowd: "set[SubscriberQueue[T]] | None" = None,
     ) -> None:
         super().__init__(maxsize)  # calls _init
+        self.name = name
         self.overflow = check_overflow(overflow)
         self.dropped = 0
         self.replaced = 0
@@ -171,10 +150,10 @@ class SubscriberQueue(asyncio.Queue[T]):
         self._evicted = 0
         self._done = 0
         self._losses: deque[_Loss] = deque()
-        self._readers: deque[asyncio.Future[None]] = deque()
-        self._writers: deque[asyncio.Future[None]] = deque()
-        self._joiners: deque[asyncio.Future[None]] = deque()
-        self._waiting_for_room: deque[asyncio.Future[None]] = deque()
+        self._readers: Waiters = deque()
+        self._writers: Waiters = deque()
+        self._joiners: Waiters = deque()
+        self._waiting_for_room: Waiters = deque()
 
     def _init(self, maxsize: int) -> None:
         del maxsize
@@ -222,7 +201,7 @@ class SubscriberQueue(asyncio.Queue[T]):
             try:
                 return self.put_nowait(item)
             except asyncio.QueueFull:
-                await self._wait(self._writers, lambda: self.ended or self._accepts(item))
+                await wait_until(self._writers, lambda: self.ended or self._accepts(item))
 
     def get_nowait(self) -> T:
         """Take the oldest item out.
@@ -249,7 +228,7 @@ class SubscriberQueue(asyncio.Queue[T]):
             except asyncio.QueueEmpty:
                 if self.ended:
                     raise StreamClosed("the subscription has ended") from None
-                await self._wait(self._readers, lambda: self.ended or bool(self._queue))
+                await wait_until(self._readers, lambda: self.ended or bool(self._queue))
 
     def task_done(self) -> None:
         """Say that an item that was taken out has been dealt with, for `join`.
@@ -261,13 +240,12 @@ class SubscriberQueue(asyncio.Queue[T]):
             raise ValueError("task_done() called too many times")
         self._done += 1
         if not self._unfinished():
-            while self._joiners:
-                wake(self._joiners)
+            wake_all(self._joiners)
 
     async def join(self) -> None:
         """Wait until `task_done` was said for every item that came through the queue."""
         while self._unfinished():
-            await self._wait(self._joiners, lambda: not self._unfinished())
+            await wait_until(self._joiners, lambda: not self._unfinished())
 
     def shutdown(self, immediate: bool = False) -> None:
         """End the queue; with `immediate`, forget what is in it as well."""
@@ -294,25 +272,42 @@ class SubscriberQueue(asyncio.Queue[T]):
             wake(self._readers)
         return True
 
-    def offer_all(self, items: "list[T]") -> int:
-        """Offer several items at once; returns how many of the first were taken."""
+    def fill(self, items: "list[T]") -> int:
+        """Take in as many of these items as there is room for; returns how many that were.
+
+        The policy is not asked: what does not fit is still the caller's.
+        """
         room = self._limit - len(self._queue)
         count = len(items)
-        if self.ended or room < count:
-            return self._offer_each(items)
-        self._queue.extend(items)
-        self._received += count
-        if room == count:
+        if self.ended:
+            return count  # nobody will read them
+        if room < count:
+            items = items[:room]
+            count = room
+        if count:
+            self._queue.extend(items)
+            self._received += count
+            if room == count:
+                self._filled()
+            if self._readers:
+                wake(self._readers)
+        return count
+
+    def feed(self, item: T) -> None:
+        """`offer`, for a publisher that has waited for `room` already or must not wait.
+
+        With ``block`` the item is taken although there may be no room.
+        """
+        if self.ended or (
+            len(self._queue) >= self._limit and self.overflow != "block" and not self._make_room()
+        ):
+            return
+        self._queue.append(item)
+        self._received += 1
+        if len(self._queue) >= self._limit:
             self._filled()
         if self._readers:
             wake(self._readers)
-        return count
-
-    def _offer_each(self, items: "list[T]") -> int:
-        for index, item in enumerate(items):
-            if not self.offer(item) and self.overflow == "block":
-                return index
-        return len(items)
 
     def force(self, item: T) -> None:
         """Take an item in although there may be no room."""
@@ -325,7 +320,7 @@ class SubscriberQueue(asyncio.Queue[T]):
 
     def lose(self, count: int) -> None:
         """Record that so many items, due now, will never arrive."""
-        self.dropped += count
+        self._count_dropped(count)
         at = self._received
         if self._losses and self._losses[-1].at == at:
             self._losses[-1].count += count
@@ -338,9 +333,8 @@ class SubscriberQueue(asyncio.Queue[T]):
         """Take nothing more in; the reader gets what is there, and then its iteration ends."""
         self.ended = True
         self._leave_crowd()
-        for waiters in (self._readers, self._writers):
-            while waiters:
-                wake(waiters)
+        wake_all(self._readers)
+        wake_all(self._writers)
 
     def clear(self) -> None:
         """Forget what is in the queue, its losses too."""
@@ -348,8 +342,19 @@ class SubscriberQueue(asyncio.Queue[T]):
         self._queue.clear()
         self._losses.clear()
         self._leave_crowd()
-        while self._writers:
-            wake(self._writers)
+        wake_all(self._writers)
+
+    def take_all(self) -> "list[T]":
+        """Take out all that is in the queue, oldest first, and forget its losses."""
+        taken: list[T] = []
+        while True:
+            try:
+                taken.append(self._queue.popleft())
+            except IndexError:
+                break
+        self._losses.clear()
+        self._taken()
+        return taken
 
     def snapshot(self) -> "list[T]":
         """What is in the queue now, oldest first, without taking it out."""
@@ -360,10 +365,31 @@ class SubscriberQueue(asyncio.Queue[T]):
         """Whether a ``block`` queue was filled and is not yet down to half."""
         return self._crowded
 
+    def when_room(self, callback: Callable[[], object]) -> None:
+        """Call back once a ``block`` queue that was filled is down to half, or ended.
+
+        On the running event loop, and soon if that is so already.
+        """
+        future = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda _: callback())
+        self._waiting_for_room.append(future)
+        if not self._crowded:
+            wake_all(self._waiting_for_room)
+
     async def room(self) -> None:
         """Wait until a ``block`` queue that was filled is down to half, or ended."""
         while self._crowded:
-            await self._wait(self._waiting_for_room, lambda: not self._crowded)
+            await wait_until(self._waiting_for_room, lambda: not self._crowded)
+
+    @property
+    def received(self) -> int:
+        """How many items have stood in the queue."""
+        return self._received
+
+    @property
+    def evicted(self) -> int:
+        """How many of those were dropped or forgotten again instead of being taken out."""
+        return self._evicted
 
     def statistics(self) -> QueueStatistics:
         """Counts, as of now."""
@@ -434,6 +460,20 @@ class SubscriberQueue(asyncio.Queue[T]):
     def _unfinished(self) -> int:
         return self._received - self._evicted - self._done
 
+    def _count_dropped(self, count: int) -> None:
+        if not self.dropped:
+            _logger.warning(
+                "subscription %s reads more slowly than its stream publishes; of its queue of %d "
+                "events it loses some by its policy %r (this is said once, statistics() counts)",
+                self.name,
+                self.maxsize,
+                self.overflow,
+            )
+        self.dropped += count
+
+    def _discard(self, item: T) -> None:
+        """An item was evicted: for a subclass whose items someone waits for."""
+
     def _make_room(self) -> bool:
         """Do what the policy says of a full queue. Returns whether there is room now."""
         policy = self.overflow
@@ -443,16 +483,17 @@ class SubscriberQueue(asyncio.Queue[T]):
             self.lose(1)
             return False
         if policy == "disconnect":
-            self.dropped += 1
+            self._count_dropped(1)
             self._losses.append(_Loss(self._received, 1, final=True))
             self.end()
             return False
         try:
-            self._queue.popleft()
+            item = self._queue.popleft()
         except IndexError:  # a reader in another thread was quicker
             return True
         self._evicted += 1
-        self.dropped += 1
+        self._count_dropped(1)
+        self._discard(item)
         # What was dropped stood at the head, so it is told before all that is still here.
         at = self._received - len(self._queue)
         if self._losses and self._losses[0].at >= at - 1:
@@ -470,8 +511,7 @@ class SubscriberQueue(asyncio.Queue[T]):
     def _leave_crowd(self) -> None:
         self._crowded = False
         self._crowd.discard(self)
-        while self._waiting_for_room:
-            wake(self._waiting_for_room)
+        wake_all(self._waiting_for_room)
 
     def _taken(self) -> None:
         """An item was taken out: let in who waited for that."""
@@ -479,6 +519,17 @@ class SubscriberQueue(asyncio.Queue[T]):
             self._leave_crowd()
         if self._writers:
             wake(self._writers)
+
+    def due_loss(self, *, before_last: bool = False) -> Event | None:
+        """The control event for what was lost before the next item, once; None: nothing was.
+
+        For a reader that takes items out one by one; `iterate` does this by itself.
+
+        Args:
+            before_last: look at the place before the item that was taken out last instead.
+        """
+        taken = self._received - len(self._queue) - before_last
+        return self._take_loss() if self._losses and self._losses[0].at <= taken else None
 
     def _lost_here(self) -> bool:
         """Whether the next thing for the reader is a loss, not an item."""
@@ -490,43 +541,12 @@ class SubscriberQueue(asyncio.Queue[T]):
             return control_event("stream.disconnect", reason="overflow", lost=loss.count)
         return control_event("stream.lost", lost=loss.count, overflow=self.overflow)
 
-    async def _wait(
-        self, waiters: "deque[asyncio.Future[None]]", ready: Callable[[], bool]
-    ) -> None:
-        """Wait to be woken, once, unless `ready` already.
-
-        Somebody in another thread may have looked for waiters just before this one was there,
-        so it looks again after it has put itself among them.
-        """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiters.append(future)
-        if ready():
-            self._withdraw(waiters, future)
-            return
-        try:
-            await future
-        except BaseException:
-            self._withdraw(waiters, future)
-            # Woken and cancelled at once: the next one shall have what this one was woken for.
-            if not future.cancelled() and ready():
-                wake(waiters)
-            raise
-
-    def _withdraw(
-        self, waiters: "deque[asyncio.Future[None]]", future: "asyncio.Future[None]"
-    ) -> None:
-        future.cancel()
-        try:
-            waiters.remove(future)
-        except ValueError:  # it has been woken already
-            return
-
     async def _wait_to_read(self, timer: "_IdleTimer | None") -> bool:
         """Wait for an item, a loss or the end. True: nothing of that came within the idle time."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._readers.append(future)
         if self._queue or self.ended or self._losses:
-            self._withdraw(self._readers, future)
+            withdraw(self._readers, future)
             return False
         if timer is not None:
             timer.start(future)
@@ -536,11 +556,9 @@ class SubscriberQueue(asyncio.Queue[T]):
             if timer is not None:
                 timer.future = None
             if future.cancelled() or (timer is not None and timer.expired):
-                self._withdraw(self._readers, future)
+                withdraw(self._readers, future)
         return (
-            timer is not None
-            and timer.expired
-            and not (self._queue or self._losses or self.ended)
+            timer is not None and timer.expired and not (self._queue or self._losses or self.ended)
         )
 
 
@@ -556,10 +574,11 @@ class KeyedQueue(SubscriberQueue[T]):
         maxsize: int = 0,
         *,
         key: Callable[[T], Hashable] = topic_of,
+        name: str = "",
         crowd: "set[SubscriberQueue[T]] | None" = None,
     ) -> None:
         self._key = key
-        super().__init__(maxsize, "latest_by_key", crowd=crowd)
+        super().__init__(maxsize, "latest_by_key", name=name, crowd=crowd)
 
     def _init(self, maxsize: int) -> None:
         del maxsize
@@ -578,9 +597,15 @@ class KeyedQueue(SubscriberQueue[T]):
             return True
         return super().offer(item)
 
-    def offer_all(self, items: "list[T]") -> int:
-        """Offer several items at once; all are taken."""
-        return self._offer_each(items)
+    def feed(self, item: T) -> None:
+        """`offer`: this policy never makes anybody wait."""
+        self.offer(item)
+
+    def fill(self, items: "list[T]") -> int:
+        """Take in all of these items: the policy makes nobody wait, so there is no use in it."""
+        for item in items:
+            self.offer(item)
+        return len(items)
 
 
 class _KeyedItems(Generic[T]):
@@ -642,7 +667,7 @@ class _IdleTimer:
             self._handle = loop.call_at(due, self._expire, loop)
         else:
             self.expired = True
-            _resolve(self.future)
+            resolve(self.future)
 
     def close(self) -> None:
         if self._handle is not None:
@@ -654,18 +679,17 @@ def make_queue(
     overflow: str,
     *,
     key: Callable[[Event], Hashable] | None = None,
+    name: str = "",
     crowd: set[SubscriberQueue[Event]] | None = None,
-    allowed: Iterable[str] = get_args(Overflow),
 ) -> SubscriberQueue[Event]:
     """The queue for a policy.
 
     Raises:
-        ValueError: the policy is not one of those allowed, has no use for a key, or has no bound
-            to act on.
+        ValueError: there is no such policy, or it has no use for a key.
     """
-    policy = check_overflow(overflow, allowed)
+    policy = check_overflow(overflow)
     if policy == "latest_by_key":
-        return KeyedQueue(maxsize, key=topic_of if key is None else key, crowd=crowd)
+        return KeyedQueue(maxsize, key=key or topic_of, name=name, crowd=crowd)
     if key is not None:
         raise ValueError(f"a key is for overflow='latest_by_key', not for {policy!r}")
-    return SubscriberQueue(maxsize, policy, crowd=crowd)
+    return SubscriberQueue(maxsize, policy, name=name, crowd=crowd)

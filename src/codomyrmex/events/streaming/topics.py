@@ -163,11 +163,15 @@ class _Node(Generic[T]):
 class TopicIndex(Generic[T]):
     """Values under topic filters, found by topic, in the order in which they were added.
 
-    Not thread-safe by itself: a caller holds its lock around every method. `cached` alone may be
-    called without: it reads one dictionary that is only ever replaced or added to.
+    Not thread-safe by itself: a caller holds its lock around every method. `answers` alone may be
+    read without.
+
+    Attributes:
+        answers: what `match` has found so far, by topic. It is emptied when it gets large, and
+            only ever replaced or added to.
     """
 
-    __slots__ = ("_answers", "_every", "_exact", "_patterns", "_root", "_selectors", "_serial")
+    __slots__ = ("_every", "_exact", "_patterns", "_root", "_selectors", "_serial", "answers")
 
     def __init__(self) -> None:
         self._selectors: dict[str, tuple[_Selector, ...]] = {}
@@ -176,7 +180,7 @@ class TopicIndex(Generic[T]):
         self._root: _Node[T] = _Node()
         self._patterns = 0
         self._serial = 0
-        self._answers: dict[str | None, tuple[T, ...]] = {}
+        self.answers: dict[str | None, tuple[T, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._selectors)
@@ -193,13 +197,13 @@ class TopicIndex(Generic[T]):
         for selector in selectors:
             if selector == _EVERY:
                 self._every[key] = entry
-                self._answers = {}
+                self.answers = {}
             elif isinstance(selector, Exact):
                 self._exact.setdefault(selector.topic, {})[key] = entry
-                self._answers.pop(selector.topic, None)
+                self.answers.pop(selector.topic, None)
             else:
                 self._add_pattern(selector, key, entry)
-                self._answers = {}
+                self.answers = {}
         self._selectors[key] = selectors
 
     def _add_pattern(self, tokens: Sequence[str], key: str, entry: tuple[int, T]) -> None:
@@ -221,16 +225,16 @@ class TopicIndex(Generic[T]):
         for selector in selectors:
             if selector == _EVERY:
                 del self._every[key]
-                self._answers = {}
+                self.answers = {}
             elif isinstance(selector, Exact):
                 entries = self._exact[selector.topic]
                 del entries[key]
                 if not entries:
                     del self._exact[selector.topic]
-                self._answers.pop(selector.topic, None)
+                self.answers.pop(selector.topic, None)
             else:
                 self._discard_pattern(selector, key)
-                self._answers = {}
+                self.answers = {}
         return True
 
     def _discard_pattern(self, tokens: Sequence[str], key: str) -> None:
@@ -253,9 +257,9 @@ class TopicIndex(Generic[T]):
                 break
             del parent.children[token]
 
-    def cached(self, topic: str | None) -> tuple[T, ...] | None:
-        """The answer of `match`, if it is known already."""
-        return self._answers.get(topic)
+    def has_exact(self, topic: str) -> bool:
+        """Whether there is a value under exactly this topic, not under a pattern."""
+        return topic in self._exact
 
     def match(self, topic: str | None) -> tuple[T, ...]:
         """The values whose filter matches a topic; None stands for an event without one.
@@ -264,14 +268,14 @@ class TopicIndex(Generic[T]):
             TopicError: events cannot be published to `topic`.
         """
         try:
-            answer = self._answers.get(topic)
+            answer = self.answers.get(topic)
         except TypeError:
             answer = None
         if answer is None:
             answer = self._match(topic if topic is None else check_topic(topic))
-            if len(self._answers) >= _CACHED_TOPICS:
-                self._answers = {}
-            self._answers[topic] = answer
+            if len(self.answers) >= _CACHED_TOPICS:
+                self.answers = {}
+            self.answers[topic] = answer
         return answer
 
     def _match(self, topic: str | None) -> tuple[T, ...]:

@@ -58,9 +58,7 @@ def _standard_encoder() -> Callable[[object], str]:
     if c_make_encoder is None:
         return encoder.encode
     # JSONEncoder.encode makes one of these anew at every call, which is half of its time.
-    write = c_make_encoder(
-        None, _to_json, encode_basestring, None, ":", ",", False, False, False
-    )
+    write = c_make_encoder(None, _to_json, encode_basestring, None, ":", ",", False, False, False)
 
     def encode_standard(value: object) -> str:
         return "".join(write(value, 0))

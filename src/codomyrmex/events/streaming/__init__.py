@@ -1,0 +1,65 @@
+"""Events from where they happen to where they are needed: in one process, to browsers, beyond.
+
+    stream = InMemoryStream()
+    await stream.subscribe(print, topic="orders.*")
+    await stream.publish(create_event({"total": 9}, topic="orders.new"))
+
+The core needs the standard library only. `testing` is public too, and imported by its own name.
+"""
+
+from .async_stream import AsyncStream, BatchingStream, WebSocketStream
+from .errors import (
+    AlreadyConsumed,
+    DecodeError,
+    EncodeError,
+    EventError,
+    FrameError,
+    MissingExtra,
+    NoBatchHandler,
+    PublishTimeout,
+    StreamClosed,
+    StreamingError,
+    TopicError,
+    UnknownSubscription,
+)
+from .models import Event, EventType, Subscription, create_event
+from .processors import ProcessorStatistics, Retry, StreamProcessor
+from .stream import InMemoryStream, SSEStream, Stream, StreamStatistics, TopicStream, broadcast
+from .subscribers import Overflow, QueueStatistics, SubscriberQueue
+from .topics import Exact, Pattern
+
+__all__ = [
+    "AlreadyConsumed",
+    "AsyncStream",
+    "BatchingStream",
+    "DecodeError",
+    "EncodeError",
+    "Event",
+    "EventError",
+    "EventType",
+    "Exact",
+    "FrameError",
+    "InMemoryStream",
+    "MissingExtra",
+    "NoBatchHandler",
+    "Overflow",
+    "Pattern",
+    "ProcessorStatistics",
+    "PublishTimeout",
+    "QueueStatistics",
+    "Retry",
+    "SSEStream",
+    "Stream",
+    "StreamClosed",
+    "StreamProcessor",
+    "StreamStatistics",
+    "StreamingError",
+    "SubscriberQueue",
+    "Subscription",
+    "TopicError",
+    "TopicStream",
+    "UnknownSubscription",
+    "WebSocketStream",
+    "broadcast",
+    "create_event",
+]

@@ -1,0 +1,126 @@
+"""One streaming answer: writes that end in time, and an end that nothing can hold up.
+
+A client that stops reading must cost a bounded time and no more; a client that leaves, and a hub
+that closes, must end the answer at once. ASGI has no way to cut a connection whose client does not
+read: a server that can do it offers it in the scope's extensions, as
+`{"codomyrmex.abort": {"abort": callable}}` (`server/serve.py` does). Under other servers the answer
+is left incomplete, and the server closes the connection in its own time.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Final
+
+from codomyrmex.events.streaming.hub.http import Message, Receive, Scope, Send
+
+__all__ = ["ABORT_EXTENSION", "Connection", "SlowReader"]
+
+ABORT_EXTENSION: Final = "codomyrmex.abort"
+
+
+class SlowReader(Exception):
+    """The client took no byte for the whole write timeout."""
+
+
+class Connection:
+    """A client that is being streamed to.
+
+    Args:
+        scope, receive, send: what the server gave the application.
+        write_timeout: how long, in seconds, one write may wait for the client to read.
+    """
+
+    __slots__ = ("_abort", "_closing", "_is_gone", "_loop", "_receive", "_send", "_write_timeout")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, write_timeout: float) -> None:
+        extension = (scope.get("extensions") or {}).get(ABORT_EXTENSION)
+        self._abort: Callable[[], None] | None = extension["abort"] if extension else None
+        self._loop = asyncio.get_running_loop()
+        self._closing: asyncio.Future[None] = self._loop.create_future()
+        self._is_gone = False
+        self._receive = receive
+        self._send = send
+        self._write_timeout = write_timeout
+
+    @property
+    def closing(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closing.done()
+
+    def close(self, deadline: float) -> None:
+        """Let `race` end, and give the last words `deadline` seconds. From any thread."""
+        self._loop.call_soon_threadsafe(self._close, deadline)
+
+    def _close(self, deadline: float) -> None:
+        if not self._closing.done():
+            self._write_timeout = min(self._write_timeout, deadline)
+            self._closing.set_result(None)
+
+    async def write(self, message: Message) -> None:
+        """Send an ASGI message.
+
+        Raises:
+            SlowReader: the client read nothing for the write timeout.
+            OSError: the client is gone (the ASGI specification, 2.4 and later).
+        """
+        try:
+            async with asyncio.timeout(self._write_timeout):
+                await self._send(message)
+        except TimeoutError:
+            raise SlowReader from None
+
+    async def receive(self) -> Message | None:
+        """Return the next message that the client sent; None when it is gone."""
+        message = await self._receive()
+        if message["type"].endswith(".disconnect"):
+            self._is_gone = True
+            return None
+        return message
+
+    async def gone(self) -> None:
+        """Wait until the client is gone."""
+        while await self.receive() is not None:
+            pass
+
+    async def race(self, *runners: Coroutine[Any, Any, None]) -> None:
+        """Run all of them until one ends or the connection closes, then end the others.
+
+        What a runner raises is raised here, but for a client that is gone, which is how streams
+        end, and a client that does not read, which is cut off.
+        """
+        tasks = [self._loop.create_task(runner) for runner in runners]
+        try:
+            await asyncio.wait([*tasks, self._closing], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in tasks:
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, SlowReader):
+                await self._cut()
+            elif error is not None and not isinstance(error, OSError):
+                raise error
+
+    async def say_last(self, *messages: Message) -> None:
+        """Send the last words to a client that may be gone or not reading any more."""
+        try:
+            for message in messages:
+                if self._is_gone:
+                    return
+                await self.write(message)
+        except SlowReader:
+            await self._cut()
+        except OSError:
+            pass
+
+    async def _cut(self) -> None:
+        """End the connection, with whatever the client has not read, where the server can."""
+        if self._abort is None:
+            return
+        self._abort()
+        # To return before the server has noticed would be an incomplete answer in its eyes.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self.gone()

@@ -1,0 +1,10 @@
+"""A hub as a program: `serve` starts one, with the measurements of its machine as live data.
+
+Needs the extra `server`. This is the only room that knows the inside of uvicorn; to mount a hub
+in an application of one's own, `hub` is enough.
+"""
+
+from codomyrmex.events.streaming.server.host_metrics import HostMetrics
+from codomyrmex.events.streaming.server.serve import serve
+
+__all__ = ["HostMetrics", "serve"]

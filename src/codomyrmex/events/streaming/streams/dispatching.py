@@ -1,0 +1,420 @@
+"""Delivery to handlers: one order for all, no lock held while a handler runs.
+
+Whoever publishes appends the event and then, if nobody delivers yet, takes the delivery token
+and delivers, until nothing is pending. A publish made meanwhile, by a handler or by another
+thread, leaves its event to the one who holds the token. So all subscribers see one order, a
+handler may publish, subscribe and unsubscribe as it likes, and a slow handler blocks no other
+thread's event loop.
+"""
+
+import asyncio
+import inspect
+import logging
+import threading
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from ..errors import StreamClosed, StreamingError
+from ..models import Event, Filter, Handler, Subscription
+from ..subscribers import SubscriberQueue, make_queue
+from ..topics import TopicFilter, TopicIndex
+from ..wakeups import Waiters, running_loop, wait_until, wake_all
+from .base import Stream, StreamStatistics
+from .runner import SerialRunner
+
+__all__ = ["DispatchingStream"]
+
+_logger = logging.getLogger("codomyrmex.events.streaming")
+
+_TURN = 64
+"""Events after which whoever delivers hands the token on."""
+
+_HANDLER_QUEUE = 1000
+"""Events that may wait for one async handler."""
+
+_MAX_PENDING = 1000
+"""Events that may wait for a delivery in another thread before publishers wait."""
+
+
+class DispatchingStream(Stream):
+    """Base of the streams with handlers. A subclass says what delivering to a subscription is.
+
+    Args:
+        buffer_size: how many of the latest events are kept.
+    """
+
+    def __init__(self, buffer_size: int) -> None:
+        if buffer_size < 0:
+            raise ValueError(f"buffer_size is a number of events, 0 or more, not {buffer_size}")
+        self._lock = threading.Lock()
+        self._index: TopicIndex[Subscription] = TopicIndex()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._queues: dict[str, SubscriberQueue[Event]] = {}
+        self._runners: dict[str, SerialRunner[Event]] = {}
+        self._event_buffer: deque[Event] = deque(maxlen=buffer_size)
+        self._pending: deque[tuple[Event, tuple[Subscription, ...]]] = deque()
+        self._delivering = False
+        self._closed = False
+        # Subscribers with the policy "block" that are behind: publishers wait for them.
+        self._crowd: set[SubscriberQueue[Event]] = set()
+        self._settled: Waiters = deque()
+        self._owner: object = self
+        self._published = 0
+        self._refused = 0
+        self._failed = 0
+        self._dropped_before = 0
+
+    # Publishing.
+
+    async def publish(self, event: Event) -> None:
+        """Append the event and deliver it, after all that were published before it.
+
+        Sync handlers have run when this returns, unless it was called from a handler or while
+        another thread delivers: then the event is queued for delivery. It waits while an async
+        handler with the policy ``block`` that this event is for is behind, but never when called
+        from a handler of this stream.
+
+        Raises:
+            TopicError: the topic in the event's metadata cannot be one.
+            StreamClosed: the stream has been closed.
+        """
+        if self._crowd or len(self._pending) >= _MAX_PENDING:
+            await self._wait_for_room(event)
+        self._append(event)
+
+    def publish_nowait(self, event: Event) -> bool:
+        """`publish`, without ever waiting; from any thread, with or without an event loop.
+
+        Returns:
+            False: `publish` would have had to wait; the event was not taken, and is counted as
+            refused.
+
+        Raises:
+            TopicError: the topic in the event's metadata cannot be one.
+            StreamClosed: the stream has been closed.
+        """
+        if (
+            (self._crowd or len(self._pending) >= _MAX_PENDING)
+            and not SerialRunner.runs_for(self._owner)
+            and (len(self._pending) >= _MAX_PENDING or self._behind(event) is not None)
+        ):
+            with self._lock:
+                self._refused += 1
+            return False
+        self._append(event)
+        return True
+
+    def publish_soon(self, event: Event) -> Awaitable[None] | None:
+        """`publish`, done by the time this returns if it would not have to wait.
+
+        Returns:
+            None, or what has to be awaited for the event to be published.
+        """
+        if self._crowd or len(self._pending) >= _MAX_PENDING:
+            return self.publish(event)
+        self._append(event)
+        return None
+
+    def _route(self, event: Event) -> tuple[Subscription, ...]:
+        """Whom an event is for. The lock is held."""
+        return self._index.match(event.metadata.get("topic"))
+
+    def _append(self, event: Event) -> None:
+        """Put an event into the one order, and deliver it if nobody else does."""
+        try:
+            targets = self._index.answers.get(event.metadata.get("topic"))
+        except TypeError:  # not hashable, so not a topic: _route says so
+            targets = None
+        # Not a with statement: that takes twice as long, and this is every publisher's path.
+        self._lock.acquire()
+        try:
+            if targets is None or self._closed:
+                if self._closed:
+                    raise StreamClosed("the stream has been closed; it takes no more events")
+                targets = self._route(event)
+            self._event_buffer.append(event)
+            self._published += 1
+            self._pending.append((event, targets))
+            if self._delivering:
+                return
+            self._delivering = True
+        finally:
+            self._lock.release()
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Deliver what is pending. The token is held, the lock is not."""
+        pending = self._pending
+        left = _TURN
+        try:
+            while True:
+                event, targets = pending[0]  # it stays there while it is being delivered
+                for subscription in targets:
+                    try:
+                        result = subscription._deliver(event)
+                        if result is not None and inspect.isawaitable(result):
+                            self._returned_awaitable(subscription, result)
+                    except (Exception, asyncio.CancelledError):
+                        self._log_failure(subscription, event)
+                pending.popleft()
+                if self._settled:
+                    wake_all(self._settled)
+                left -= 1
+                if not pending or (left <= 0 and self._hand_on()):
+                    self._delivering = False
+                    # Whoever appended before that line has left the event to this thread.
+                    if left <= 0 or not pending or not self._take_token():
+                        return
+        except BaseException:  # KeyboardInterrupt, SystemExit: the next publisher delivers the rest
+            pending.popleft()
+            self._delivering = False
+            raise
+
+    def _take_token(self) -> bool:
+        """Become the one who delivers. False: somebody else does, or nothing is pending."""
+        with self._lock:
+            if self._delivering or not self._pending:
+                return False
+            self._delivering = True
+            return True
+
+    def _hand_on(self) -> bool:
+        """Let an event loop deliver what is pending. False: there is none; the holder goes on."""
+        loop = running_loop()
+        if loop is not None:
+            loop.call_soon(self._resume)
+            return True
+        for runner in tuple(self._runners.values()):
+            if runner.loop is not None and runner.loop.is_running():
+                with suppress(RuntimeError):  # it was closed just now
+                    runner.loop.call_soon_threadsafe(self._resume)
+                    return True
+        return False
+
+    def _resume(self) -> None:
+        if self._take_token():
+            self._deliver()
+
+    def _returned_awaitable(self, subscription: Subscription, awaitable: Any) -> None:
+        """A handler that looked synchronous returned an awaitable: from now on it is queued."""
+        runner = subscription._runner
+        if runner is None:
+            home: DispatchingStream = subscription._home
+            runner = home._queue_handler(subscription, _HANDLER_QUEUE, "block", None)
+        runner.feed(awaitable)
+
+    def _queue_handler(
+        self,
+        subscription: Subscription,
+        maxsize: int,
+        overflow: str,
+        key: Callable[[Event], Hashable] | None,
+    ) -> SerialRunner[Event]:
+        """Have a subscription's handler run in a task, from a queue of its own."""
+        handler = subscription.handler
+        assert handler is not None
+
+        def call(item: Any) -> Any:
+            return handler(item) if isinstance(item, Event) else item  # an awaitable it returned
+
+        queue = make_queue(maxsize, overflow, key=key, name=subscription.id, crowd=self._crowd)
+        runner = SerialRunner(
+            call,
+            queue,
+            self._owner,
+            partial(self._log_failure, subscription),
+            loop=subscription._loop,
+        )
+
+        subscription._deliver_by(runner.feed)
+        subscription._runner = runner
+        self._runners[subscription.id] = runner
+        self._queues.setdefault(subscription.id, queue)
+        return runner
+
+    def _log_failure(self, subscription: Subscription, event: object) -> None:
+        with self._lock:
+            self._failed += 1
+        _logger.exception(
+            "handler %r of subscription %s failed on %r; other subscribers are not affected",
+            subscription.handler,
+            subscription.id,
+            event,
+        )
+
+    # Room.
+
+    def _behind(self, event: Event) -> SubscriberQueue[Event] | None:
+        """The first queue that `publish` has to wait for, if there is one."""
+        with self._lock:
+            targets = self._route(event)
+        for subscription in targets:
+            home: DispatchingStream = subscription._home
+            runner = subscription._runner
+            if runner is not None and runner.queue.crowded:
+                runner.start()
+                return runner.queue
+            queue = home._queues.get(subscription.id)
+            if queue is not None and queue.crowded:
+                return queue
+        return None
+
+    async def _wait_for_room(self, event: Event) -> None:
+        if SerialRunner.runs_for(self._owner):
+            return
+        while True:
+            if len(self._pending) >= _MAX_PENDING:
+                await wait_until(self._settled, lambda: len(self._pending) < _MAX_PENDING)
+            elif (queue := self._behind(event)) is not None:
+                await queue.room()
+            else:
+                return
+
+    async def drain(self) -> None:
+        """Wait until everything published so far has been handled, by async handlers too.
+
+        Raises:
+            StreamingError: called from a handler of this stream, which would wait for itself.
+        """
+        if SerialRunner.runs_for(self._owner):
+            raise StreamingError("drain() in a handler of the same stream would wait for itself")
+        await self._settle()
+        for runner in tuple(self._runners.values()):
+            await runner.drain()
+
+    async def _settle(self) -> None:
+        """Wait until everything published so far has been delivered, to queues where there are."""
+        self._resume()
+        target = self._published
+        while not self._has_settled(target):
+            await wait_until(self._settled, lambda: self._has_settled(target))
+
+    def _has_settled(self, target: int) -> bool:
+        return self._published - len(self._pending) >= target
+
+    # Subscribing.
+
+    @abstractmethod
+    def _attach(self, subscription: Subscription, **options: Any) -> None:
+        """Set what delivering to a new subscription is."""
+
+    def _subscribe(
+        self,
+        handler: Handler | None,
+        topic: TopicFilter,
+        filter_fn: Filter | None,
+        **options: Any,
+    ) -> Subscription:
+        subscription = Subscription(topic=topic, handler=handler, filter_fn=filter_fn)
+        subscription._home = self
+        subscription._loop = running_loop()
+        with self._lock:
+            if self._closed:
+                raise StreamClosed("the stream has been closed; it takes no more subscriptions")
+            self._index.add(subscription.id, topic, subscription)
+            try:
+                self._attach(subscription, **options)
+            except BaseException:
+                self._index.discard(subscription.id)
+                raise
+            self._subscriptions[subscription.id] = subscription
+            subscription._release = self._forget
+        return subscription
+
+    async def unsubscribe(self, subscription_id: str) -> bool:
+        """End a subscription: once this returns, its handler is not called again.
+
+        A call that runs now is not interrupted. False: there is no subscription with this id.
+        """
+        return self._forget(subscription_id)
+
+    async def finish(self, subscription_id: str) -> bool:
+        """End a subscription once its handler has dealt with all that was published before.
+
+        False: there is none with this id.
+        """
+        subscription = self._subscriptions.get(subscription_id)
+        if subscription is None:
+            return False
+        if not SerialRunner.runs_for(self._owner):
+            await self._settle()
+            if subscription._runner is not None:
+                await subscription._runner.drain()
+        return self._forget(subscription_id)
+
+    def _forget(self, subscription_id: str) -> bool:
+        with self._lock:
+            subscription = self._subscriptions.pop(subscription_id, None)
+            if subscription is None:
+                return False
+            self._index.discard(subscription_id)
+            queue = self._queues.pop(subscription_id, None)
+            runner = self._runners.pop(subscription_id, None)
+        subscription._release = None
+        subscription.active = False
+        if queue is not None:
+            self._dropped_before += queue.dropped
+            queue.end()
+        if runner is not None:
+            runner.stop()
+        return True
+
+    # The rest.
+
+    def get_recent_events(self, count: int = 10) -> list[Event]:
+        """The latest events, oldest first: at most `count`, and at most what the buffer holds."""
+        if count <= 0:
+            return []
+        with self._lock:
+            return list(self._event_buffer)[-count:]
+
+    @property
+    def _buffer_size(self) -> int:
+        """How many of the latest events are kept; a new value counts at once."""
+        return self._event_buffer.maxlen or 0
+
+    @_buffer_size.setter
+    def _buffer_size(self, size: int) -> None:
+        with self._lock:
+            self._event_buffer = deque(self._event_buffer, maxlen=size)
+
+    def statistics(self) -> StreamStatistics:
+        """Counts since the stream was made, as of now."""
+        with self._lock:
+            queues = {key: queue.statistics() for key, queue in self._queues.items()}
+            return StreamStatistics(
+                published=self._published,
+                refused=self._refused,
+                dropped=self._dropped_before + sum(queue.dropped for queue in queues.values()),
+                failed=self._failed,
+                buffered=len(self._event_buffer),
+                subscribers=len(self._subscriptions),
+                queues=queues,
+            )
+
+    async def aclose(self, *, drain: bool = True) -> None:
+        """End the stream: deliver what was published, then end all subscriptions.
+
+        Afterwards publishing and subscribing raise `StreamClosed`. The latest events can still be
+        read.
+
+        Args:
+            drain: False: what is not delivered yet is given up, handlers that run are cancelled.
+        """
+        self._closed = True
+        inside = SerialRunner.runs_for(self._owner)  # waiting for oneself would never end
+        runners = tuple(self._runners.values())
+        try:
+            if drain and not inside:
+                await self.drain()
+        finally:
+            for subscription_id in tuple(self._subscriptions):
+                self._forget(subscription_id)
+            for runner in runners:
+                runner.cancel()
+        for runner in () if inside else runners:
+            await runner.finish()

@@ -1,0 +1,200 @@
+"""Running an async function over queued items: one at a time, in order, on one event loop.
+
+The task exists only while there are items. Nothing idles, so nothing is left over when an event
+loop ends, and items that come later start a task on a loop that runs then.
+"""
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from ..subscribers import SubscriberQueue
+from ..wakeups import Waiters, running_loop, wait_until, wake_all
+
+__all__ = ["SerialRunner", "is_async", "is_cancellation"]
+
+T = TypeVar("T")
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling this gives a coroutine, as far as can be told without calling it."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  (an instance with async __call__)
+    )
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether an error is the cancellation of this very task, and not of what it waited for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+# The runner in whose function the code runs now. Tasks that a function starts inherit it.
+_current: contextvars.ContextVar["SerialRunner[Any] | None"] = contextvars.ContextVar(
+    "codomyrmex_streaming_runner", default=None
+)
+
+
+class SerialRunner(Generic[T]):
+    """Calls a function with each item of a queue, and awaits what it returns.
+
+    Args:
+        function: is called with an item; an awaitable it returns is awaited.
+        queue: where the items come from; `feed` adds one.
+        owner: on whose behalf it runs: see `runs_for`.
+        on_failure: is called with the item when the function raises, inside the ``except``.
+        loop: the event loop to run on; None: the one that runs now. If it is closed when an item
+            comes, the runner moves to the loop that the item came from.
+    """
+
+    __slots__ = (
+        "_context",
+        "_handled",
+        "_idle",
+        "_on_failure",
+        "_scheduled",
+        "_task",
+        "busy",
+        "function",
+        "loop",
+        "owner",
+        "queue",
+        "stopped",
+    )
+
+    def __init__(
+        self,
+        function: Callable[[T], Any],
+        queue: SubscriberQueue[T],
+        owner: object,
+        on_failure: Callable[[T], None],
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.function = function
+        self.queue = queue
+        self.owner = owner
+        self.busy = False
+        self.stopped = False
+        self.loop = running_loop() if loop is None else loop
+        self._on_failure = on_failure
+        self._handled = 0
+        self._scheduled = False
+        self._task: asyncio.Task[None] | None = None
+        self._idle: Waiters = deque()
+        # What the function runs in: the context of now, but not as part of another runner.
+        self._context = contextvars.copy_context()
+        self._context.run(_current.set, self)
+
+    @staticmethod
+    def runs_for(owner: object) -> bool:
+        """Whether the code that asks was called, directly or not, by a runner of `owner`."""
+        runner = _current.get()
+        return runner is not None and runner.owner is owner and runner.busy
+
+    def feed(self, item: T) -> None:
+        """Queue an item, as the queue's policy says, to be handled. From any thread."""
+        self.queue.feed(item)
+        if not self._scheduled or self.loop is None or self.loop.is_closed():
+            self.start()
+
+    def start(self) -> None:
+        """See to it that what is in the queue gets handled. From any thread."""
+        loop = self.loop
+        if self._scheduled and loop is not None and not loop.is_closed():
+            return
+        running = running_loop()
+        if loop is None or loop.is_closed():
+            if running is None:
+                return  # it waits in the queue for a publisher, or a drain, that has a loop
+            self.loop = loop = running
+        self._scheduled = True
+        if loop is running:
+            self._begin()
+            return
+        try:
+            loop.call_soon_threadsafe(self._begin)
+        except RuntimeError:  # closed just now
+            self._scheduled = False
+            if running is not None:
+                self.start()
+
+    def _begin(self) -> None:
+        assert self.loop is not None
+        self._task = self.loop.create_task(
+            self._run(), name="codomyrmex-streaming handler", context=self._context
+        )
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._task = None
+        self._scheduled = False
+        # An item may have come after the last look. A cancelled task belongs to a loop that is
+        # about to end: its items wait for the next one.
+        if not task.cancelled() and not self.queue.empty():
+            self.start()
+        wake_all(self._idle)
+
+    async def _run(self) -> None:
+        take = self.queue.get_nowait
+        while not self.stopped:
+            try:
+                item = take()
+            except asyncio.QueueEmpty:
+                return
+            self.busy = True
+            try:
+                result = self.function(item)
+                if result is not None and inspect.isawaitable(result):
+                    await result
+            except (Exception, asyncio.CancelledError) as error:
+                if is_cancellation(error):
+                    raise
+                self._on_failure(item)
+            finally:
+                self.busy = False
+                self._handled += 1
+                if self._idle:
+                    wake_all(self._idle)
+
+    def stop(self) -> None:
+        """Handle no further item. One that is being handled now is not interrupted."""
+        self.stopped = True
+        for item in self.queue.snapshot():
+            if inspect.iscoroutine(item):
+                item.close()  # it will never be awaited
+        self.queue.clear()
+        wake_all(self._idle)
+
+    def cancel(self) -> None:
+        """`stop`, and interrupt an item that is being handled."""
+        self.stop()
+        task, loop = self._task, self.loop
+        if task is None or loop is None or loop.is_closed():
+            return
+        if loop is running_loop():
+            task.cancel()
+        else:
+            loop.call_soon_threadsafe(task.cancel)
+
+    async def drain(self) -> None:
+        """Wait until everything that is in the queue now has been handled or dropped."""
+        target = self.queue.received
+
+        def drained() -> bool:
+            return self.stopped or self._handled + self.queue.evicted >= target
+
+        while not drained():
+            self.start()
+            await wait_until(self._idle, drained)
+
+    async def finish(self) -> None:
+        """Wait until no item is being handled any more."""
+        while self._task is not None and self.loop is not None and self.loop.is_running():
+            await wait_until(self._idle, lambda: self._task is None)

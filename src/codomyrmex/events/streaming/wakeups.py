@@ -1,0 +1,80 @@
+"""Waiting that works across threads and event loops.
+
+Whoever waits leaves a future among the waiters of what it waits for; whoever changes that wakes
+one of them, or all, from any thread. Nothing polls. Both sides rely on one order: a waiter
+first puts itself among the waiters and then looks once more whether it has to wait, and a waker
+first makes the change and then looks for waiters. So one of them always sees the other.
+"""
+
+import asyncio
+from asyncio import events as _events
+from collections import deque
+from collections.abc import Callable
+from typing import TypeAlias
+
+__all__ = ["Waiters", "resolve", "running_loop", "wait_until", "wake", "wake_all", "withdraw"]
+
+Waiters: TypeAlias = "deque[asyncio.Future[None]]"
+
+running_loop: Callable[[], asyncio.AbstractEventLoop | None] = _events._get_running_loop
+"""The event loop that runs in this thread, or None: `asyncio.get_running_loop` without the error."""
+
+
+def resolve(future: "asyncio.Future[None]") -> None:
+    """End a future's wait, unless it has ended."""
+    if not future.done():
+        future.set_result(None)
+
+
+def wake(waiters: Waiters) -> None:
+    """End the wait of the first that still waits."""
+    while waiters:
+        try:
+            future = waiters.popleft()
+        except IndexError:  # another thread took it
+            return
+        if future.done():
+            continue
+        loop = future.get_loop()
+        if loop is running_loop():
+            future.set_result(None)
+            return
+        try:
+            loop.call_soon_threadsafe(resolve, future)
+        except RuntimeError:  # its loop is closed: nobody waits there any more
+            continue
+        return
+
+
+def wake_all(waiters: Waiters) -> None:
+    """End the wait of all that wait now."""
+    for _ in range(len(waiters)):
+        wake(waiters)
+
+
+def withdraw(waiters: Waiters, future: "asyncio.Future[None]") -> None:
+    """Take a future out from among the waiters, if it is still there."""
+    try:
+        waiters.remove(future)
+    except ValueError:  # it has been woken
+        return
+
+
+async def wait_until(waiters: Waiters, ready: Callable[[], bool]) -> None:
+    """Wait to be woken, once, unless `ready` already.
+
+    One that is woken and cancelled at once passes the wake-up on, if there is still cause for it.
+    """
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiters.append(future)
+    if ready():
+        future.cancel()
+        withdraw(waiters, future)
+        return
+    try:
+        await future
+    except BaseException:
+        withdraw(waiters, future)
+        if not future.cancelled() and ready():
+            wake(waiters)
+        raise
