@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from . import topics
 from .codec import json, sse
@@ -146,6 +146,10 @@ class Event:
     data: Any
     metadata: dict[str, Any]
     timestamp: datetime
+    if TYPE_CHECKING:
+        _frame: str
+        _nanoseconds: int
+        _sequence: int
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ __all__ = ["Waiters", "resolve", "running_loop", "wait_until", "wake", "wake_all
 Waiters: TypeAlias = "deque[asyncio.Future[None]]"
 
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = _events._get_running_loop
-"""The event loop that runs in this thread, or None: `asyncio.get_running_loop` without the error."""
+"""The event loop that runs in this thread, or None."""
 
 
 def resolve(future: "asyncio.Future[None]") -> None:

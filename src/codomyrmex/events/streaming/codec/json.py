@@ -15,6 +15,7 @@ import enum
 import json
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import date, datetime, time
 from decimal import Decimal
 from json.encoder import encode_basestring
@@ -94,8 +95,8 @@ def _explain(value: object, error: Exception) -> NoReturn:
         if not isinstance(value, str | int | float | dict | list | tuple | None):
             try:
                 value = _to_json(value)
-            except Exception as reason:
-                raise EncodeError(str(reason), path) from reason
+            except Exception as refusal:
+                raise EncodeError(str(refusal), path) from refusal
             continue
         if isinstance(value, dict):
             for key in value:
@@ -239,7 +240,5 @@ nesting that Python cannot.
 """
 
 # Names bound to the function in use, not functions that look it up: this is the hot path.
-try:
+with suppress(ImportError):
     encode, decode = _fast()
-except ImportError:
-    pass

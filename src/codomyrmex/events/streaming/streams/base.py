@@ -106,6 +106,7 @@ class Stream(ABC):
         Args:
             drain: False: what is not delivered yet is given up.
         """
+        return
 
     async def __aenter__(self) -> Self:
         return self

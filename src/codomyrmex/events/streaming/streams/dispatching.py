@@ -254,7 +254,7 @@ class DispatchingStream(Stream):
             targets = self._route(event)
         for subscription in targets:
             home: DispatchingStream = subscription._home
-            runner = subscription._runner
+            runner: SerialRunner[Event] | None = subscription._runner
             if runner is not None and runner.queue.crowded:
                 runner.start()
                 return runner.queue

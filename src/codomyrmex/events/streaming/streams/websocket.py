@@ -250,9 +250,7 @@ class WebSocketStream:
     def _lost(self, client: _Client) -> None:
         """A client's socket failed, or it was too slow."""
         self._failed += 1
-        _logger.info(
-            "WebSocket client %s was removed", client.client_id, exc_info=sys.exc_info()[0]
-        )
+        _logger.info("WebSocket client %s is removed", client.client_id, exc_info=sys.exception())
         self._end(client, _TOO_SLOW, "too slow, or gone")
 
     def _end(self, client: _Client, code: int, reason: str) -> None:
