@@ -1,19 +1,18 @@
 """What tests/conftest.py promises to every test of the suite."""
 
 import asyncio
-import importlib
 import time
 from pathlib import Path
 
 import pytest
 from blockbuster import BlockingError
 
+from codomyrmex.events.streaming import testing
+
 
 def function_of_the_package(source: str) -> dict[str, object]:
     """Run source text as if it were a module of the package."""
-    package = importlib.import_module("codomyrmex.events.streaming.topics")
-    assert package.__file__ is not None
-    path = Path(package.__file__).with_name("made_up.py")
+    path = Path(testing.__file__).parents[1] / "made_up.py"
     names: dict[str, object] = {}
     exec(compile(source, str(path), "exec"), names)
     return names

@@ -178,7 +178,7 @@ class TestLeaks:
                 try:
                     await asyncio.sleep(1)
                 except asyncio.CancelledError:
-                    continue
+                    cancellations.append(1)
                 except GeneratorExit:
                     return
 
@@ -186,8 +186,10 @@ class TestLeaks:
             task = asyncio.create_task(refuse(), name="stubborn")
             await asyncio.wait([task], timeout=0.5)
 
+        cancellations: list[int] = []
         with pytest.raises(LeakError, match=r"'stubborn'.*still running after 10 s"):
             run(main())
+        assert len(cancellations) == 1
         gc.collect()
         assert "Task was destroyed but it is pending" in caplog.text
 
@@ -383,8 +385,9 @@ class TestErrors:
         async def main() -> None:
             raise SystemExit(3)
 
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as caught:
             run(main())
+        assert not hasattr(caught.value, "__notes__")
 
     def test_a_deadlock_still_unwinds_the_tasks(self) -> None:
         async def main() -> None:

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -215,11 +215,16 @@ class TestTimers:
 
         run(main())
 
-    def test_can_be_set_before_the_loop_runs(self) -> None:
+    def test_can_be_set_while_the_loop_does_not_run(self) -> None:
         loop = VirtualTimeLoop()
         loop.call_later(5, loop.stop)
-        loop.run_forever()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        thread.join()
         assert loop.time() == 5.0
+        loop.call_later(5, loop.stop)
+        loop.run_forever()
+        assert loop.time() == 10.0
         loop.close()
 
     def test_cannot_be_set_in_a_closed_loop(self) -> None:
@@ -293,17 +298,31 @@ class TestThreads:
 
         run(main())
 
-    def test_work_may_end_after_the_loop_is_closed(self) -> None:
-        async def main() -> None:
-            work = asyncio.get_running_loop().run_in_executor(executor, released.wait)
-            work.cancel()
+    def test_work_may_end_after_the_loop_is_closed(self, caplog: pytest.LogCaptureFixture) -> None:
+        def work() -> None:
+            started.set()
+            released.wait()
 
-        released = threading.Event()
+        async def main() -> None:
+            future = asyncio.get_running_loop().run_in_executor(executor, work)
+            await asyncio.to_thread(started.wait)
+            future.cancel()
+
+        started, released = threading.Event(), threading.Event()
         with ThreadPoolExecutor(1) as executor:
-            blocker = executor.submit(released.wait)
             run(main())
             released.set()
-        assert blocker.result()
+        assert not caplog.records
+
+    def test_work_given_to_the_default_executor_directly_is_waited_for(self) -> None:
+        async def main() -> None:
+            executor = ThreadPoolExecutor(1)
+            asyncio.get_running_loop().set_default_executor(executor)
+            work.append(executor.submit(time.sleep, 0.2))
+
+        work: list[Future[None]] = []
+        run(main(), loop_factory=impatient)
+        assert work[0].done()
 
     def test_another_thread_can_wake_the_loop(self) -> None:
         async def main() -> str:
@@ -330,9 +349,11 @@ class TestSockets:
             here, there = socket.socketpair()
             with here, there:
                 here.setblocking(False)
+                receiving = asyncio.create_task(loop.sock_recv(here, 10))
+                await asyncio.sleep(0)
                 there.send(b"hello")
                 async with asyncio.timeout(1):
-                    return await loop.sock_recv(here, 10), now()
+                    return await receiving, now()
 
         assert run(main()) == (b"hello", 0.0)
 
