@@ -141,7 +141,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         self.dropped = 0
         self.replaced = 0
         self.ended = False
-        self.reading = False
+        self.reading = 0  # readers there are; more than one only while an abandoned one closes
         self._limit = maxsize if maxsize > 0 else sys.maxsize
         self._low = self._limit // 2
         self._crowd: set[SubscriberQueue[T]] = set() if crowd is None else crowd
@@ -425,7 +425,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         items = self._queue
         losses = self._losses
         timer = _IdleTimer(idle) if idle is not None and on_idle is not None else None
-        self.reading = True
+        self.reading += 1
         try:
             yield cast("T", None)
             for item in first:
@@ -446,7 +446,7 @@ class SubscriberQueue(asyncio.Queue[T]):
                     self._taken()
                 yield item
         finally:
-            self.reading = False
+            self.reading -= 1
             if timer is not None:
                 timer.close()
             if on_close is not None:
@@ -591,11 +591,20 @@ class KeyedQueue(SubscriberQueue[T]):
         """Take an item in, in place of the one with the same key if there is one."""
         if self.ended:
             return False
-        if self._queue.has(item):
-            self.replaced += 1
-            self._queue.append(item)
-            return True
-        return super().offer(item)
+        return self._replace(item) or super().offer(item)
+
+    def force(self, item: T) -> None:
+        """Take an item in although there may be no room, unless it has a key that is there."""
+        if not self._replace(item):
+            super().force(item)
+
+    def _replace(self, item: T) -> bool:
+        old = self._queue.exchange(item)
+        if old is None:
+            return False
+        self.replaced += 1
+        self._discard(old)
+        return True
 
     def feed(self, item: T) -> None:
         """`offer`: this policy never makes anybody wait."""
@@ -609,10 +618,13 @@ class KeyedQueue(SubscriberQueue[T]):
 
 
 class _KeyedItems(Generic[T]):
-    """What a deque is to other queues: the items in line, at most one of each key."""
+    """What a deque is to other queues: the items in line, at most one of each key.
+
+    An item whose key cannot be made is like no other: it has a key of its own.
+    """
 
     def __init__(self, key: Callable[[T], Hashable]) -> None:
-        self._key = key
+        self._make_key = key
         self._by_key: dict[Hashable, T] = {}
         self.clear = self._by_key.clear
 
@@ -622,8 +634,25 @@ class _KeyedItems(Generic[T]):
     def __iter__(self) -> Any:
         return iter(self._by_key.values())
 
+    def _key(self, item: T) -> Hashable:
+        try:
+            key = self._make_key(item)
+            hash(key)
+        except Exception:
+            _logger.exception("key function %r failed on %r", self._make_key, item)
+            return (_KeyedItems, id(item))  # it is in line, so no other can have this id
+        return key
+
     def has(self, item: T) -> bool:
         return self._key(item) in self._by_key
+
+    def exchange(self, item: T) -> T | None:
+        """Put an item in place of the one that has its key, and return that one, if there is."""
+        key = self._key(item)
+        old = self._by_key.get(key)
+        if old is not None:
+            self._by_key[key] = item
+        return old
 
     def append(self, item: T) -> None:
         self._by_key[self._key(item)] = item

@@ -136,8 +136,8 @@ class SerialRunner(Generic[T]):
         self._task = None
         self._scheduled = False
         # An item may have come after the last look. A cancelled task belongs to a loop that is
-        # about to end: its items wait for the next one.
-        if not task.cancelled() and not self.queue.empty():
+        # about to end: its items wait for the next one. A stopped runner handles nothing more.
+        if not task.cancelled() and not self.stopped and not self.queue.empty():
             self.start()
         wake_all(self._idle)
 
