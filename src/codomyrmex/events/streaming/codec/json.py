@@ -151,7 +151,7 @@ def _finite(text: str) -> float:
 _decode_standard = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
 
 
-def _decode_slowly(text: str | bytes | bytearray) -> Any:
+def _decode_slowly(text: str | bytes | bytearray | memoryview) -> Any:
     """Decode anything that can be decoded, and explain what cannot.
 
     Raises:
@@ -159,10 +159,12 @@ def _decode_slowly(text: str | bytes | bytearray) -> Any:
     """
     try:
         if not isinstance(text, str):
-            text = text.decode()
+            text = str(text, "utf-8")
+        elif not text.isascii():
+            text.encode()  # a str can hold a lone surrogate
         value = _decode_standard(text)
         if "\\u" in text:
-            _encode_standard(value).encode()  # an escape can spell a lone surrogate
+            _encode_standard(value).encode()  # an escape can spell one
     except RecursionError:
         raise DecodeError("not JSON that can be read: nested too deep") from None
     except UnicodeError as error:
@@ -172,7 +174,7 @@ def _decode_slowly(text: str | bytes | bytearray) -> Any:
     return value
 
 
-def _fast() -> tuple[Callable[[Any], str], Callable[[str | bytes | bytearray], Any]]:
+def _fast() -> tuple[Callable[[Any], str], Callable[[str | bytes | bytearray | memoryview], Any]]:
     """`encode` and `decode` with msgspec.
 
     Raises:
@@ -217,7 +219,7 @@ def _fast() -> tuple[Callable[[Any], str], Callable[[str | bytes | bytearray], A
         # float instead would cost all the others more than that.
         return text if "null" not in text else _encode_slowly(value)
 
-    def decode_fast(text: str | bytes | bytearray) -> Any:
+    def decode_fast(text: str | bytes | bytearray | memoryview) -> Any:
         try:
             return read(text)
         except Exception:
@@ -232,8 +234,8 @@ encode: Callable[[Any], str] = _encode_slowly
 Raises `EncodeError` when the value, or a part of it, has no JSON form; it says where and why.
 """
 
-decode: Callable[[str | bytes | bytearray], Any] = _decode_slowly
-"""The value of a JSON text; bytes are UTF-8 without a byte order mark.
+decode: Callable[[str | bytes | bytearray | memoryview], Any] = _decode_slowly
+"""The value of a JSON text; anything like bytes is UTF-8 without a byte order mark.
 
 Raises `DecodeError` when it is not JSON, NaN and the infinities included, or holds a number or a
 nesting that Python cannot.
