@@ -36,6 +36,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RESERVED_PREFIX = "stream."
 
 _time_ns = time.time_ns
+_encode_json = json.encode
 _next_in_sequence = new_sequence()
 
 
@@ -64,6 +65,10 @@ _ENUM_TYPES: dict[str, EventType] = {str(member.value): member for member in Eve
 
 # Frames of these types carry no id: it would overwrite the place a reader has reached.
 _TYPES_WITHOUT_ID = frozenset({EventType.CONNECT, EventType.DISCONNECT, EventType.HEARTBEAT})
+
+# The two fields between the id and the data, for types of frames with an id, as they are met.
+_type_lines: dict[str, str] = {}
+_MOST_TYPE_LINES = 4096
 
 
 @lru_cache(maxsize=4096)
@@ -130,16 +135,8 @@ class Event:
 
     # An id and a timestamp that nobody gave are two integers until somebody asks for them, which
     # for most events nobody does: formatting them takes three times as long as all the rest.
-    __slots__ = (
-        "_frame",
-        "_nanoseconds",
-        "_sequence",
-        "data",
-        "id",
-        "metadata",
-        "timestamp",
-        "type",
-    )
+    # They are properties; a __getattr__ that fills empty slots would slow down every attribute.
+    __slots__ = ("_frame", "_id", "_nanoseconds", "_timestamp", "data", "metadata", "type")
 
     id: str
     type: str
@@ -147,9 +144,10 @@ class Event:
     metadata: dict[str, Any]
     timestamp: datetime
     if TYPE_CHECKING:
-        _frame: str
+        _frame: str  # as SSE text, for streams that have written it already
+        _id: str | int  # or a number from the sequence
         _nanoseconds: int
-        _sequence: int
+        _timestamp: datetime | None
 
     def __init__(
         self,
@@ -160,16 +158,13 @@ class Event:
         timestamp: datetime | None = None,
     ) -> None:
         if id is None:
-            self._sequence = _next_in_sequence()
+            self._id = _next_in_sequence()
             self._nanoseconds = _time_ns()
-            if timestamp is not None:
-                self.timestamp = _check_timestamp(timestamp)
         else:
-            self.id = _check_id(id)
+            self._id = _check_id(id)
             if timestamp is None:
                 self._nanoseconds = _time_ns()
-            else:
-                self.timestamp = _check_timestamp(timestamp)
+        self._timestamp = None if timestamp is None else _check_timestamp(timestamp)
         self.type = type if type is _MESSAGE else _check_type(type)
         self.data = data
         if metadata is None:
@@ -178,16 +173,6 @@ class Event:
             self.metadata = metadata
         else:
             raise EventError(f"an event's metadata is a dict, not {metadata!r}")
-
-    def __getattr__(self, name: str) -> Any:
-        # Reached only for a slot that holds nothing yet.
-        if name == "id":
-            self.id = format_uuid7(self._nanoseconds, self._sequence)
-            return self.id
-        if name == "timestamp":
-            self.timestamp = _EPOCH + timedelta(microseconds=self._nanoseconds // 1000)
-            return self.timestamp
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         return (
@@ -221,11 +206,11 @@ class Event:
         if metadata.get("topic") == topic:
             return self
         copy = _new_event(Event)
-        copy.id = self.id
+        copy._id = self.id  # once made, so that both have the same
+        copy._timestamp = self.timestamp
         copy.type = self.type
         copy.data = self.data
         copy.metadata = {**metadata, "topic": topic}
-        copy.timestamp = self.timestamp
         return copy
 
     def to_dict(self) -> dict[str, Any]:
@@ -267,8 +252,8 @@ class Event:
             and id_.isprintable()
             and id_.strip() is id_ != ""
         ):
-            event.id = id_
-            event.timestamp = timestamp
+            event._id = id_
+            event._timestamp = timestamp
             event.metadata = metadata.copy()
             return event
         return _read_event(data)
@@ -310,24 +295,21 @@ class Event:
             EventError: id, type or retry were replaced by what a frame cannot carry.
         """
         metadata = self.metadata
-        type_ = self.type
-        id_ = self.id
         if metadata and (
             "content_type" in metadata or "retry" in metadata or "control" in metadata
         ):
             return self._special_frame()
+        id_ = self._id
+        if type(id_) is not str:
+            id_ = self.id
         try:
-            text = json.encode(self.data)
+            text = _encode_json(self.data)
         except EncodeError as error:
-            raise EncodeError(error.reason, error.path, id_) from error
-        # What is printable has no line ends. The rest was refused when the event was made, but
-        # attributes can be replaced, so it is looked at again by the codec.
-        if id_.isprintable():
-            if type_ is _MESSAGE:
-                return f"id: {id_}\nevent: message\ndata: {text}\n\n"
-            if type(type_) is str and type_.isprintable():
-                return f"id: {id_}\nevent: {type_}\ndata: {text}\n\n"
-        return self._frame_of(text, None)
+            raise EncodeError(error.reason, error.path, self.id) from error
+        line = _type_lines.get(self.type)
+        if line is None:
+            return self._frame_of(text, None)
+        return f"id: {id_}\n{line}{text}\n\n"
 
     def _special_frame(self) -> str:
         metadata = self.metadata
@@ -351,16 +333,15 @@ class Event:
         return self.data
 
     def _frame_of(self, text: str, retry: Any) -> str:
-        type_ = self.type
+        type_ = str(self.type)
+        has_id = type_ not in _TYPES_WITHOUT_ID and not self.is_control
         try:
-            return sse.encode(
-                text,
-                event=str(type_),
-                id=None if type_ in _TYPES_WITHOUT_ID or self.is_control else self.id,
-                retry=retry,
-            )
+            frame = sse.encode(text, event=type_, id=self.id if has_id else None, retry=retry)
         except FrameError as error:
             raise EventError(f"event {self.id!r} cannot be a frame: {error}") from error
+        if has_id and len(_type_lines) < _MOST_TYPE_LINES:
+            _type_lines[type_] = f"event: {type_}\ndata: "
+        return frame
 
     @classmethod
     def from_sse(cls, text: str, *, content_type: str | None = None) -> "Event":
@@ -408,6 +389,33 @@ class Event:
         """Whether a stream made this event to tell its reader something (metadata ``control``)."""
         return self.metadata.get("control") is True
 
+
+def _get_id(event: Event) -> str:
+    id_ = event._id
+    if isinstance(id_, int):
+        event._id = id_ = format_uuid7(event._nanoseconds, id_)
+    return id_
+
+
+def _set_id(event: Event, value: str) -> None:
+    event._id = _check_id(value)
+
+
+def _get_timestamp(event: Event) -> datetime:
+    timestamp = event._timestamp
+    if timestamp is None:
+        microseconds = event._nanoseconds // 1000
+        event._timestamp = timestamp = _EPOCH + timedelta(microseconds=microseconds)
+    return timestamp
+
+
+def _set_timestamp(event: Event, value: datetime) -> None:
+    event._timestamp = _check_timestamp(value)
+
+
+# Set here, since a property in the body of a dataclass would be taken for a field's default.
+Event.id = property(_get_id, _set_id)  # type: ignore[assignment]
+Event.timestamp = property(_get_timestamp, _set_timestamp)  # type: ignore[assignment]
 
 _new_event: Callable[[type[Event]], Event] = Event.__new__
 

@@ -167,8 +167,8 @@ class TopicIndex(Generic[T]):
     read without.
 
     Attributes:
-        answers: what `match` has found so far, by topic. It is emptied when it gets large, and
-            only ever replaced or added to.
+        answers: what `match` has found so far, by topic. It is emptied when it gets large, but
+            never replaced.
     """
 
     __slots__ = ("_every", "_exact", "_patterns", "_root", "_selectors", "_serial", "answers")
@@ -197,13 +197,17 @@ class TopicIndex(Generic[T]):
         for selector in selectors:
             if selector == _EVERY:
                 self._every[key] = entry
-                self.answers = {}
+                self.answers.clear()
             elif isinstance(selector, Exact):
-                self._exact.setdefault(selector.topic, {})[key] = entry
-                self.answers.pop(selector.topic, None)
+                entries = self._exact.setdefault(selector.topic, {})
+                entries[key] = entry
+                if len(entries) > 1 or self._every or self._patterns:
+                    self.answers.pop(selector.topic, None)
+                elif len(self.answers) < _CACHED_TOPICS:
+                    self.answers[selector.topic] = (value,)  # the usual case, known already
             else:
                 self._add_pattern(selector, key, entry)
-                self.answers = {}
+                self.answers.clear()
         self._selectors[key] = selectors
 
     def _add_pattern(self, tokens: Sequence[str], key: str, entry: tuple[int, T]) -> None:
@@ -225,7 +229,7 @@ class TopicIndex(Generic[T]):
         for selector in selectors:
             if selector == _EVERY:
                 del self._every[key]
-                self.answers = {}
+                self.answers.clear()
             elif isinstance(selector, Exact):
                 entries = self._exact[selector.topic]
                 del entries[key]
@@ -234,7 +238,7 @@ class TopicIndex(Generic[T]):
                 self.answers.pop(selector.topic, None)
             else:
                 self._discard_pattern(selector, key)
-                self.answers = {}
+                self.answers.clear()
         return True
 
     def _discard_pattern(self, tokens: Sequence[str], key: str) -> None:
@@ -274,7 +278,7 @@ class TopicIndex(Generic[T]):
         if answer is None:
             answer = self._match(topic if topic is None else check_topic(topic))
             if len(self.answers) >= _CACHED_TOPICS:
-                self.answers = {}
+                self.answers.clear()
             self.answers[topic] = answer
         return answer
 

@@ -6,8 +6,9 @@ their fields. Keys are what `json.dumps` takes: str, and int, float, bool and No
 Refused: everything else; NaN and the infinities, which a browser could not parse; lone
 surrogates, which have no UTF-8. A refusal names the path to the value.
 
-msgspec, when it is there, takes over the values that are plain JSON already. It never decides
-what is accepted: whatever it would write differently goes the way of the standard library.
+orjson writes and msgspec reads, where they are there. Neither ever decides what is accepted:
+orjson is only asked for values that are plain JSON already, and what either refuses, or might do
+differently, goes the way of the standard library.
 """
 
 import dataclasses
@@ -174,50 +175,45 @@ def _decode_slowly(text: str | bytes | bytearray | memoryview) -> Any:
     return value
 
 
-def _fast() -> tuple[Callable[[Any], str], Callable[[str | bytes | bytearray | memoryview], Any]]:
-    """`encode` and `decode` with msgspec.
+def _fast_encoder() -> Callable[[Any], str]:
+    """`encode` with orjson, which writes what is plain JSON and refuses the rest.
+
+    msgspec would write bytes, sets and more without being asked, and looking for those first
+    takes longer than the writing.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    import orjson  # noqa: PLC0415
+
+    write = orjson.dumps
+    plain_only = (
+        orjson.OPT_PASSTHROUGH_DATACLASS
+        | orjson.OPT_PASSTHROUGH_DATETIME
+        | orjson.OPT_PASSTHROUGH_SUBCLASS
+    )
+
+    def encode_fast(value: Any) -> str:
+        try:
+            text = write(value, None, plain_only).decode()
+        except Exception:
+            return _encode_slowly(value)
+        # A null may be a NaN. A text that has one is written again: looking at every float
+        # instead would cost all the others more than that.
+        return text if "null" not in text else _encode_slowly(value)
+
+    return encode_fast
+
+
+def _fast_decoder() -> Callable[[str | bytes | bytearray | memoryview], Any]:
+    """`decode` with msgspec, which reads strictly, and integers of any size.
 
     Raises:
         ImportError: it is not installed.
     """
     import msgspec  # noqa: PLC0415
 
-    write = msgspec.json.Encoder().encode
     read = msgspec.json.Decoder().decode
-    scalars = frozenset({str, int, float, bool, type(None)})
-
-    def is_plain(value: Any) -> bool:
-        """Whether a value is made of JSON's own types alone, all the way down."""
-        kind = type(value)
-        if kind is dict:
-            for key, item in value.items():
-                if type(key) is not str or (type(item) not in scalars and not is_plain(item)):
-                    return False
-            return True
-        if kind is list or kind is tuple:
-            for item in value:  # noqa: SIM110  (a generator would cost more than the rest)
-                if type(item) not in scalars and not is_plain(item):
-                    return False
-            return True
-        return kind in scalars
-
-    def encode_fast(value: Any) -> str:
-        try:
-            # An object of scalars, the most frequent value, is looked at here and not in a call.
-            if type(value) is dict:
-                for key, item in value.items():
-                    if type(item) not in scalars or type(key) is not str:
-                        if is_plain(value):
-                            break
-                        return _encode_slowly(value)
-            elif not is_plain(value):
-                return _encode_slowly(value)
-            text: str = write(value).decode()
-        except Exception:
-            return _encode_slowly(value)
-        # msgspec writes null for NaN, so a text with a null is written again. Looking at every
-        # float instead would cost all the others more than that.
-        return text if "null" not in text else _encode_slowly(value)
 
     def decode_fast(text: str | bytes | bytearray | memoryview) -> Any:
         try:
@@ -225,7 +221,7 @@ def _fast() -> tuple[Callable[[Any], str], Callable[[str | bytes | bytearray | m
         except Exception:
             return _decode_slowly(text)
 
-    return encode_fast, decode_fast
+    return decode_fast
 
 
 encode: Callable[[Any], str] = _encode_slowly
@@ -243,4 +239,6 @@ nesting that Python cannot.
 
 # Names bound to the function in use, not functions that look it up: this is the hot path.
 with suppress(ImportError):
-    encode, decode = _fast()
+    encode = _fast_encoder()
+with suppress(ImportError):
+    decode = _fast_decoder()

@@ -159,12 +159,16 @@ class SSEStream(DispatchingStream):
 
         The lock is held; what this returns is looked at without it, since it asks the filter.
         """
-        # What is still to be delivered to this subscription comes through its queue. Deliveries
+        # What is still to be delivered to this subscription comes through its queue. A delivery
         # may go on meanwhile, so it is looked up before the queue is emptied.
-        coming = {id(event) for event, targets in tuple(self._pending) if subscription in targets}
+        delivering = self._delivering
+        unsettled = len(self._pending) + (delivering is not None)
+        coming = {id(event) for event, targets in self._pending if subscription in targets}
+        kept = list(self._event_buffer)
+        if subscription in (delivering or ()) and unsettled <= len(kept):
+            coming.add(id(kept[-unsettled]))
         queued = queue.take_all()
         coming.difference_update(map(id, queued))
-        kept = list(self._event_buffer)
         for index in range(len(kept) - 1, -1, -1):
             if kept[index].id == last_event_id:
                 owed = kept[index + 1 :]

@@ -254,7 +254,7 @@ class _Branch(InMemoryStream):
         known = self._root._shared.known(self.name)
         if known is None or known is not self._sharing:
             self._sharing = self._root._shared.match(self.name)
-            self._index.answers = {}
+            self._index.answers.clear()
 
     def _route(self, event: Event) -> tuple[Subscription, ...]:
         found = self._index.answers.get(self.name)
