@@ -52,12 +52,13 @@ def wake_all(waiters: Waiters) -> None:
         wake(waiters)
 
 
-def withdraw(waiters: Waiters, future: "asyncio.Future[None]") -> None:
-    """Take a future out from among the waiters, if it is still there."""
+def withdraw(waiters: Waiters, future: "asyncio.Future[None]") -> bool:
+    """Take a future out from among the waiters. False: it is not there, it has been woken."""
     try:
         waiters.remove(future)
-    except ValueError:  # it has been woken
-        return
+    except ValueError:
+        return False
+    return True
 
 
 async def wait_until(waiters: Waiters, ready: Callable[[], bool]) -> None:
@@ -74,7 +75,7 @@ async def wait_until(waiters: Waiters, ready: Callable[[], bool]) -> None:
     try:
         await future
     except BaseException:
-        withdraw(waiters, future)
-        if not future.cancelled() and ready():
+        # Woken by another thread, it may have been cancelled before it could notice.
+        if not withdraw(waiters, future) and ready():
             wake(waiters)
         raise

@@ -1,0 +1,4 @@
+"""The queue between a stream and one subscriber: policies, bounded, keyed, and its idle timer.
+
+`subscribers` offers what is here to the streams.
+"""
