@@ -54,7 +54,8 @@ class EncodeError(StreamingError, TypeError, ValueError):
 
     Attributes:
         reason: what is wrong with the value.
-        path: where the value is, from the data's root ``$``: ``$.user.tags[3]``.
+        path: where the value is, from the root ``$`` of what was encoded: ``$.user.tags[3]``, or
+            ``$.data.user.tags[3]`` when that was the whole event.
         event_id: id of the event that holds the data; None outside an event.
     """
 
@@ -89,8 +90,11 @@ class UnknownSubscription(StreamingError, LookupError):
     """
 
     def __init__(self, subscription_id: str) -> None:
-        super().__init__(f"no subscription has the id {subscription_id!r}")
+        super().__init__(subscription_id)
         self.subscription_id = subscription_id
+
+    def __str__(self) -> str:
+        return f"no subscription has the id {self.subscription_id!r}"
 
 
 class AlreadyConsumed(StreamingError, RuntimeError):
@@ -101,10 +105,13 @@ class AlreadyConsumed(StreamingError, RuntimeError):
     """
 
     def __init__(self, subscription_id: str) -> None:
-        super().__init__(
-            f"subscription {subscription_id!r} has a reader already; subscribe once per reader"
-        )
+        super().__init__(subscription_id)
         self.subscription_id = subscription_id
+
+    def __str__(self) -> str:
+        return (
+            f"subscription {self.subscription_id!r} has a reader already; subscribe once per reader"
+        )
 
 
 class NoBatchHandler(StreamingError, RuntimeError):
@@ -115,11 +122,17 @@ class MissingExtra(StreamingError, ImportError):
     """An optional dependency is not installed.
 
     Attributes:
+        needed_for: what cannot be done without it.
         extra: the extra of this distribution that installs it.
     """
 
     def __init__(self, needed_for: str, extra: str) -> None:
-        super().__init__(
-            f"{needed_for} needs the extra {extra!r}: pip install 'codomyrmex-streaming[{extra}]'"
-        )
+        super().__init__(needed_for, extra)
+        self.needed_for = needed_for
         self.extra = extra
+
+    def __str__(self) -> str:
+        return (
+            f"{self.needed_for} needs the extra {self.extra!r}: "
+            f"pip install 'codomyrmex-streaming[{self.extra}]'"
+        )
