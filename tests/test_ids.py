@@ -148,9 +148,7 @@ def in_a_child(make: Callable[[], list[Event]], shared: Event) -> list[str]:
     """The ids of a shared event and of those that a forked child makes."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # newer Pythons: of threads there may be
+        warnings.simplefilter("ignore", DeprecationWarning)  # Pythons that warn of threads
         child = os.fork()
     if child == 0:  # pragma: no cover - in the child
         status = 1
