@@ -10,6 +10,7 @@ thread's event loop.
 import asyncio
 import inspect
 import logging
+import sys
 import threading
 from abc import abstractmethod
 from collections import deque
@@ -24,7 +25,8 @@ from ..subscribers import SubscriberQueue, make_queue
 from ..topics import TopicFilter, TopicIndex
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .base import Stream, StreamStatistics
-from .runner import SerialRunner
+from .forks import follow_forks
+from .runner import SerialRunner, close_unstarted
 
 __all__ = ["DispatchingStream"]
 
@@ -64,11 +66,16 @@ class DispatchingStream(Stream):
         # Subscribers with the policy "block" that are behind: publishers wait for them.
         self._crowd: set[SubscriberQueue[Event]] = set()
         self._settled: Waiters = deque()
+        # Handlers that run although their subscription has ended.
+        self._leaving: set[SerialRunner[Event]] = set()
+        # Subscriptions that have ended but are still in the index.
+        self._forgotten: deque[str] = deque()
         self._owner: object = self
         self._published = 0
         self._refused = 0
         self._failed = 0
         self._dropped_before = 0
+        follow_forks(self)
 
     # Publishing.
 
@@ -77,8 +84,8 @@ class DispatchingStream(Stream):
 
         Sync handlers have run when this returns, unless it was called from a handler or while
         another thread delivers: then the event is queued for delivery. It waits while an async
-        handler with the policy ``block`` that this event is for is behind, but never when called
-        from a handler of this stream.
+        handler with the policy ``block`` that this event's topic reaches is behind, but never when
+        called from a handler of this stream.
 
         Raises:
             TopicError: the topic in the event's metadata cannot be one.
@@ -99,13 +106,8 @@ class DispatchingStream(Stream):
             TopicError: the topic in the event's metadata cannot be one.
             StreamClosed: the stream has been closed.
         """
-        if (
-            (self._crowd or len(self._pending) >= _MAX_PENDING)
-            and not SerialRunner.runs_for(self._owner)
-            and (len(self._pending) >= _MAX_PENDING or self._behind(event) is not None)
-        ):
-            with self._lock:
-                self._refused += 1
+        if (self._crowd or len(self._pending) >= _MAX_PENDING) and self._would_wait(event):
+            self._refused += 1
             return False
         self._append(event)
         return True
@@ -123,6 +125,7 @@ class DispatchingStream(Stream):
 
     def _route(self, event: Event) -> tuple[Subscription, ...]:
         """Whom an event is for. The lock is held."""
+        self._tidy()
         return self._index.match(event.metadata.get("topic"))
 
     def _append(self, event: Event) -> None:
@@ -131,12 +134,13 @@ class DispatchingStream(Stream):
         Every publisher's path: hence acquire and release, which take half the time of a with
         statement, and hence the delivery of the usual case here and not in a call.
         """
-        try:
-            targets = self._find_targets(event.metadata.get("topic"))
-        except TypeError:  # not hashable, so not a topic: _route says so
-            targets = None
         self._lock.acquire()
         try:
+            # Not before the lock is held: whoever has subscribed since then would miss the event.
+            try:
+                targets = self._find_targets(event.metadata.get("topic"))
+            except TypeError:  # not hashable, so not a topic: _route says so
+                targets = None
             if targets is None or self._closed:
                 if self._closed:
                     raise StreamClosed("the stream has been closed; it takes no more events")
@@ -161,15 +165,16 @@ class DispatchingStream(Stream):
                     self._log_failure(subscription, event)
         finally:  # KeyboardInterrupt and SystemExit too: then the next publisher delivers the rest
             self._delivering = None
-        # Whoever appended before that line has left the event to this thread.
-        if self._pending or self._settled:
+            if self._settled:
+                wake_all(self._settled)
+        # Whoever appended before the token was free has left the event to this thread.
+        if self._pending:
             self._deliver_pending()
 
     def _deliver_pending(self) -> None:
         """Deliver what is pending, unless somebody else does, for a turn."""
         while True:
             for _ in range(_TURN):
-                wake_all(self._settled)
                 if not self._deliver_next():
                     return
             if self._hand_on():
@@ -192,6 +197,8 @@ class DispatchingStream(Stream):
                     self._log_failure(subscription, event)
         finally:
             self._delivering = None
+            if self._settled:
+                wake_all(self._settled)
         return True
 
     def _hand_on(self) -> bool:
@@ -200,20 +207,56 @@ class DispatchingStream(Stream):
         if loop is not None:
             loop.call_soon(self._deliver_pending)
             return True
-        for runner in tuple(self._runners.values()):
-            if runner.loop is not None and runner.loop.is_running():
+        waiting = [future.get_loop() for future in tuple(self._settled)]
+        handling = [runner.loop for runner in tuple(self._runners.values())]
+        for loop in dict.fromkeys((*waiting, *handling)):
+            if loop is not None and loop.is_running():
                 with suppress(RuntimeError):  # it was closed just now
-                    runner.loop.call_soon_threadsafe(self._deliver_pending)
+                    loop.call_soon_threadsafe(self._deliver_pending)
                     return True
+        return False
+
+    def _is_called_by_handler(self) -> bool:
+        """Whether the caller is, directly or not, a handler of this stream.
+
+        A sync handler is found by the delivery beneath it on the stack, which costs nothing until
+        somebody asks: a thread without an event loop may run one inside a handler.
+        """
+        return SerialRunner.runs_for(self._owner) or self._delivers_here()
+
+    def _delivers_here(self) -> bool:
+        frame = sys._getframe()
+        while (caller := frame.f_back) is not None:
+            frame = caller
+            if frame.f_code in _DELIVERING and frame.f_locals["self"] is self:
+                return True
         return False
 
     def _returned_awaitable(self, subscription: Subscription, awaitable: Any) -> None:
         """A handler that looked synchronous returned an awaitable: from now on it is queued."""
-        runner = subscription._runner
-        if runner is None:
-            home: DispatchingStream = subscription._home
-            runner = home._queue_handler(subscription, _HANDLER_QUEUE, "block", None)
+        home: DispatchingStream = subscription._home
+        with home._lock:
+            runner: SerialRunner[Any] | None = subscription._runner
+            if runner is None:
+                runner = home._queue_handler(subscription, _HANDLER_QUEUE, "block", None)
+                home._deliver_by(subscription, runner.feed)
         runner.feed(awaitable)
+        if subscription.id not in home._subscriptions:
+            home._let_finish(subscription, awaitable)
+
+    def _let_finish(self, subscription: Subscription, awaitable: Any) -> None:
+        """A handler ended its own subscription and then returned an awaitable: its last."""
+        runner: SerialRunner[Any] = subscription._runner
+        if self._runners.pop(subscription.id, None) is None:  # somebody else ended it
+            close_unstarted(awaitable)
+            return
+        self._queues.pop(subscription.id, None)
+        self._leaving.add(runner)
+        runner.queue.end()
+
+    def _deliver_by(self, subscription: Subscription, receive: Handler) -> None:
+        """Set what delivering to a subscription is."""
+        subscription._deliver_by(receive)
 
     def _queue_handler(
         self,
@@ -222,12 +265,13 @@ class DispatchingStream(Stream):
         overflow: str,
         key: Callable[[Event], Hashable] | None,
     ) -> SerialRunner[Event]:
-        """Have a subscription's handler run in a task, from a queue of its own."""
-        handler = subscription.handler
-        assert handler is not None
+        """What calls a subscription's handler in a task, from a queue of its own."""
 
         def call(item: Any) -> Any:
-            return handler(item) if isinstance(item, Event) else item  # an awaitable it returned
+            if isinstance(item, Event):
+                handler = subscription.handler
+                return None if handler is None else handler(item)
+            return item  # an awaitable that the handler has returned
 
         queue = make_queue(maxsize, overflow, key=key, name=subscription.id, crowd=self._crowd)
         runner = SerialRunner(
@@ -236,13 +280,18 @@ class DispatchingStream(Stream):
             self._owner,
             partial(self._log_failure, subscription),
             loop=subscription._loop,
+            on_end=partial(self._runner_ended, subscription),
+            tells_losses=queue.overflow != "block",
         )
-
-        subscription._deliver_by(runner.feed)
         subscription._runner = runner
         self._runners[subscription.id] = runner
         self._queues.setdefault(subscription.id, queue)
         return runner
+
+    def _runner_ended(self, subscription: Subscription) -> None:
+        """A handler has returned, and will not be called again."""
+        self._leaving.discard(subscription._runner)
+        self._forget(subscription.id)
 
     def _log_failure(self, subscription: Subscription, event: object) -> None:
         with self._lock:
@@ -271,16 +320,25 @@ class DispatchingStream(Stream):
                 return queue
         return None
 
+    def _would_wait(self, event: Event) -> bool:
+        """Whether `publish` would have to wait now."""
+        if len(self._pending) >= _MAX_PENDING:
+            self._deliver_pending()
+        if len(self._pending) < _MAX_PENDING and self._behind(event) is None:
+            return False
+        return not (self._closed or self._is_called_by_handler())
+
     async def _wait_for_room(self, event: Event) -> None:
-        if SerialRunner.runs_for(self._owner):
-            return
-        while True:
+        while self._crowd or len(self._pending) >= _MAX_PENDING:
+            if not self._would_wait(event):
+                return
             if len(self._pending) >= _MAX_PENDING:
-                await wait_until(self._settled, lambda: len(self._pending) < _MAX_PENDING)
+                await wait_until(self._settled, self._has_room)
             elif (queue := self._behind(event)) is not None:
                 await queue.room()
-            else:
-                return
+
+    def _has_room(self) -> bool:
+        return len(self._pending) < _MAX_PENDING or self._closed
 
     async def drain(self) -> None:
         """Wait until everything published so far has been handled, by async handlers too.
@@ -288,7 +346,7 @@ class DispatchingStream(Stream):
         Raises:
             StreamingError: called from a handler of this stream, which would wait for itself.
         """
-        if SerialRunner.runs_for(self._owner):
+        if self._is_called_by_handler():
             raise StreamingError("drain() in a handler of the same stream would wait for itself")
         await self._settle()
         for runner in tuple(self._runners.values()):
@@ -296,14 +354,16 @@ class DispatchingStream(Stream):
 
     async def _settle(self) -> None:
         """Wait until everything published so far has been delivered, to queues where there are."""
-        self._deliver_pending()
         target = self._published
+        self._deliver_pending()
         while not self._has_settled(target):
             await wait_until(self._settled, lambda: self._has_settled(target))
+            self._deliver_pending()  # whoever was at it may have been interrupted
 
     def _has_settled(self, target: int) -> bool:
-        waiting = len(self._pending) + (self._delivering is not None)
-        return self._published - waiting >= target
+        with self._lock:
+            waiting = len(self._pending) + (self._delivering is not None)
+            return self._published - waiting >= target
 
     # Subscribing.
 
@@ -322,6 +382,7 @@ class DispatchingStream(Stream):
         subscription._home = self
         subscription._loop = running_loop()
         with self._lock:
+            self._tidy()
             if self._closed:
                 raise StreamClosed("the stream has been closed; it takes no more subscriptions")
             self._index.add(subscription.id, topic, subscription)
@@ -349,28 +410,45 @@ class DispatchingStream(Stream):
         subscription = self._subscriptions.get(subscription_id)
         if subscription is None:
             return False
-        if not SerialRunner.runs_for(self._owner):
+        if not self._is_called_by_handler():
             await self._settle()
             if subscription._runner is not None:
                 await subscription._runner.drain()
         return self._forget(subscription_id)
 
     def _forget(self, subscription_id: str) -> bool:
-        with self._lock:
-            subscription = self._subscriptions.pop(subscription_id, None)
-            if subscription is None:
-                return False
-            self._index.discard(subscription_id)
-            queue = self._queues.pop(subscription_id, None)
-            runner = self._runners.pop(subscription_id, None)
+        """End a subscription. From any thread, and waiting for no lock.
+
+        For this may be called by a finalizer, which the garbage collector runs wherever it likes:
+        also in a thread that holds the lock.
+        """
+        subscription = self._subscriptions.pop(subscription_id, None)
+        if subscription is None:
+            return False
         subscription._release = None
         subscription.active = False
+        queue = self._queues.pop(subscription_id, None)
+        runner = self._runners.pop(subscription_id, None)
         if queue is not None:
             self._dropped_before += queue.dropped
             queue.end()
         if runner is not None:
+            self._leaving.add(runner)
             runner.stop()
+            if runner.has_ended:
+                self._leaving.discard(runner)
+        self._forgotten.append(subscription_id)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._tidy()
+            finally:
+                self._lock.release()
         return True
+
+    def _tidy(self) -> None:
+        """Take out of the index what has been forgotten. The lock is held."""
+        while self._forgotten:
+            self._index.discard(self._forgotten.popleft())
 
     # The rest.
 
@@ -394,7 +472,7 @@ class DispatchingStream(Stream):
     def statistics(self) -> StreamStatistics:
         """Counts since the stream was made, as of now."""
         with self._lock:
-            queues = {key: queue.statistics() for key, queue in self._queues.items()}
+            queues = {key: queue.statistics() for key, queue in tuple(self._queues.items())}
             return StreamStatistics(
                 published=self._published,
                 refused=self._refused,
@@ -411,19 +489,54 @@ class DispatchingStream(Stream):
         Afterwards publishing and subscribing raise `StreamClosed`. The latest events can still be
         read.
 
+        Called by a handler of this stream, it cannot wait for that one, and gives up the rest.
+
         Args:
             drain: False: what is not delivered yet is given up, handlers that run are cancelled.
         """
-        self._closed = True
-        inside = SerialRunner.runs_for(self._owner)  # waiting for oneself would never end
-        runners = tuple(self._runners.values())
+        self._shut()
         try:
-            if drain and not inside:
-                await self.drain()
+            if drain and not self._is_called_by_handler():
+                await self._wind_down()
         finally:
-            for subscription_id in tuple(self._subscriptions):
-                self._forget(subscription_id)
-            for runner in runners:
-                runner.cancel()
-        for runner in () if inside else runners:
+            ending = self._end()
+        for runner in ending:
             await runner.finish()
+
+    def _shut(self) -> None:
+        """Take no more events."""
+        with self._lock:
+            self._closed = True
+
+    async def _wind_down(self) -> None:
+        """Wait until all has been handled, and handlers that were unsubscribed have returned."""
+        await self.drain()
+        for runner in tuple(self._leaving):
+            await runner.finish()
+
+    def _end(self) -> tuple[SerialRunner[Event], ...]:
+        """End all subscriptions, and interrupt the handlers that still run, which it returns."""
+        for subscription_id in tuple(self._subscriptions):
+            self._forget(subscription_id)
+        with self._lock:
+            self._pending.clear()
+        wake_all(self._settled)
+        ending = tuple(self._leaving)
+        for runner in ending:
+            runner.cancel()
+        return ending
+
+    def _after_fork(self) -> None:
+        """What other threads were at in the parent does not go on in this child."""
+        self._lock = threading.Lock()
+        if not self._delivers_here():
+            self._delivering = None
+        for subscription in self._subscriptions.values():
+            subscription._loop = None
+        for runner in (*self._runners.values(), *self._leaving):
+            runner.leave_loop()
+
+
+_DELIVERING = frozenset(
+    {DispatchingStream._append.__code__, DispatchingStream._deliver_next.__code__}
+)

@@ -72,4 +72,5 @@ class InMemoryStream(DispatchingStream):
     ) -> None:
         handler = subscription.handler
         if handler is not None and (overflow is not None or key is not None or is_async(handler)):
-            self._queue_handler(subscription, buffer_size, overflow or "block", key)
+            runner = self._queue_handler(subscription, buffer_size, overflow or "block", key)
+            self._deliver_by(subscription, runner.feed)

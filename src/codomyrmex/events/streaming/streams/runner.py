@@ -10,12 +10,13 @@ import functools
 import inspect
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, TypeVar, cast
 
 from ..subscribers import SubscriberQueue
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 
-__all__ = ["SerialRunner", "is_async", "is_cancellation"]
+__all__ = ["SerialRunner", "close_unstarted", "is_async", "is_cancellation"]
 
 T = TypeVar("T")
 
@@ -35,6 +36,12 @@ def is_cancellation(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
+def close_unstarted(item: object) -> None:
+    """Close a coroutine that nobody will await; anything else is left as it is."""
+    if inspect.iscoroutine(item) and inspect.getcoroutinestate(item) == inspect.CORO_CREATED:
+        item.close()
+
+
 # The runner in whose function the code runs now. Tasks that a function starts inherit it.
 _current: contextvars.ContextVar["SerialRunner[Any] | None"] = contextvars.ContextVar(
     "codomyrmex_streaming_runner", default=None
@@ -51,15 +58,22 @@ class SerialRunner(Generic[T]):
         on_failure: is called with the item when the function raises, inside the ``except``.
         loop: the event loop to run on; None: the one that runs now. If it is closed when an item
             comes, the runner moves to the loop that the item came from.
+        on_end: is called when no further item can come: the runner has been stopped and its
+            function has returned, or the queue has ended and all of it has been handled.
+        tells_losses: call the function also with the control events of the queue, in the places
+            of what was lost.
     """
 
     __slots__ = (
         "_context",
         "_handled",
         "_idle",
+        "_on_end",
         "_on_failure",
         "_scheduled",
+        "_take",
         "_task",
+        "_was_interrupted",
         "busy",
         "function",
         "loop",
@@ -76,6 +90,8 @@ class SerialRunner(Generic[T]):
         on_failure: Callable[[T], None],
         *,
         loop: asyncio.AbstractEventLoop | None = None,
+        on_end: Callable[[], object] | None = None,
+        tells_losses: bool = False,
     ) -> None:
         self.function = function
         self.queue = queue
@@ -84,7 +100,10 @@ class SerialRunner(Generic[T]):
         self.stopped = False
         self.loop = running_loop() if loop is None else loop
         self._on_failure = on_failure
+        self._on_end = on_end
+        self._take = self._take_with_losses if tells_losses else queue.get_nowait
         self._handled = 0
+        self._was_interrupted = False
         self._scheduled = False
         self._task: asyncio.Task[None] | None = None
         self._idle: Waiters = deque()
@@ -97,6 +116,16 @@ class SerialRunner(Generic[T]):
         """Whether the code that asks was called, directly or not, by a runner of `owner`."""
         runner = _current.get()
         return runner is not None and runner.owner is owner and runner.busy
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the code that asks was called, directly or not, by this runner."""
+        return self.busy and _current.get() is self
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has been stopped, and its function has returned."""
+        return self.stopped and self._task is None
 
     def feed(self, item: T) -> None:
         """Queue an item, as the queue's policy says, to be handled. From any thread."""
@@ -114,6 +143,7 @@ class SerialRunner(Generic[T]):
             if running is None:
                 return  # it waits in the queue for a publisher, or a drain, that has a loop
             self.loop = loop = running
+            self._task = None  # one that the closed loop did not end never will
         self._scheduled = True
         if loop is running:
             self._begin()
@@ -126,7 +156,14 @@ class SerialRunner(Generic[T]):
                 self.start()
 
     def _begin(self) -> None:
+        """Start the task, unless another thread's call has done so. On the runner's loop."""
+        if self._task is not None:
+            return
+        if self.stopped:
+            self._scheduled = False
+            return
         assert self.loop is not None
+        self._was_interrupted = True  # until it gets to its end
         self._task = self.loop.create_task(
             self._run(), name="codomyrmex-streaming handler", context=self._context
         )
@@ -135,19 +172,24 @@ class SerialRunner(Generic[T]):
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._task = None
         self._scheduled = False
-        # An item may have come after the last look. A cancelled task belongs to a loop that is
-        # about to end: its items wait for the next one. A stopped runner handles nothing more.
-        if not task.cancelled() and not self.stopped and not self.queue.empty():
-            self.start()
+        over = self.stopped or self.queue.ended
+        # An item may have come after the last look. But an interrupted task belongs to a loop
+        # that is about to end: its items wait for the next one.
+        if not self.stopped and not self.queue.empty():
+            over = False
+            if not self._was_interrupted:
+                self.start()
+        if over and self._on_end is not None:
+            self._on_end()
         wake_all(self._idle)
 
     async def _run(self) -> None:
-        take = self.queue.get_nowait
+        take = self._take
         while not self.stopped:
             try:
                 item = take()
             except asyncio.QueueEmpty:
-                return
+                break
             self.busy = True
             try:
                 result = self.function(item)
@@ -162,26 +204,41 @@ class SerialRunner(Generic[T]):
                 self._handled += 1
                 if self._idle:
                     wake_all(self._idle)
+        self._was_interrupted = False
+
+    def _take_with_losses(self) -> T:
+        loss = self.queue.due_loss()
+        if loss is None:
+            return self.queue.get_nowait()
+        self._handled -= 1  # it was never received
+        return cast("T", loss)
 
     def stop(self) -> None:
         """Handle no further item. One that is being handled now is not interrupted."""
         self.stopped = True
+        self.queue.end()
         for item in self.queue.snapshot():
-            if inspect.iscoroutine(item):
-                item.close()  # it will never be awaited
+            close_unstarted(item)
         self.queue.clear()
         wake_all(self._idle)
 
     def cancel(self) -> None:
-        """`stop`, and interrupt an item that is being handled."""
+        """`stop`, and interrupt an item that is being handled, unless that asks for this."""
         self.stop()
         task, loop = self._task, self.loop
-        if task is None or loop is None or loop.is_closed():
+        if task is None or loop is None or self.runs_here:
             return
         if loop is running_loop():
             task.cancel()
-        else:
+            return
+        with suppress(RuntimeError):  # it is closed, and the task is over
             loop.call_soon_threadsafe(task.cancel)
+
+    def leave_loop(self) -> None:
+        """Forget the event loop, which is another process's now: the next item brings one."""
+        self.loop = None
+        self.busy = self._scheduled = False
+        self._task = None
 
     async def drain(self) -> None:
         """Wait until everything that is in the queue now has been handled or dropped."""
@@ -195,6 +252,11 @@ class SerialRunner(Generic[T]):
             await wait_until(self._idle, drained)
 
     async def finish(self) -> None:
-        """Wait until no item is being handled any more."""
-        while self._task is not None and self.loop is not None and self.loop.is_running():
-            await wait_until(self._idle, lambda: self._task is None)
+        """Wait until no item is being handled any more, unless by whoever calls this."""
+        while not self._has_finished():
+            await wait_until(self._idle, self._has_finished)
+
+    def _has_finished(self) -> bool:
+        return (
+            self._task is None or self.runs_here or self.loop is None or not self.loop.is_running()
+        )
