@@ -3,17 +3,19 @@
 import asyncio
 import inspect
 import logging
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from ..errors import NoBatchHandler, StreamClosed
 from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import SubscriberQueue
-from ..topics import TopicFilter
+from ..topics import TopicFilter, matches
 from ..wakeups import running_loop
 from .base import Stream, StreamStatistics
-from .memory import InMemoryStream
+from .pump import hand_over
 from .runner import SerialRunner, is_cancellation
 
 __all__ = ["BatchHandler", "BatchingStream"]
@@ -49,21 +51,29 @@ class BatchingStream:
             raise ValueError(f"batch_size is a number of events, 1 or more, not {batch_size}")
         if flush_interval <= 0:
             raise ValueError(f"flush_interval is a number of seconds above 0: {flush_interval}")
+        # One list for ever, which any thread may append to; what goes out is cut off its front.
         self._batch: list[Event] = []
         self._batch_size = batch_size
         self._flush_interval = flush_interval
         self._handlers: list[BatchHandler] = []
         self._running = False
         self._stopped = False
+        # Whether `add` has to look closer: stopped, or full and without a handler.
+        self._shut = False
+        # When the batch goes out at the latest, in the loop's time. The timer may be set for an
+        # earlier moment, that of a batch which has gone: then it sets itself anew.
+        self._due: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._runner: SerialRunner[list[Event]] = SerialRunner(
-            self._handle, SubscriberQueue(0, "block"), self, self._log_failure
-        )
+        self._sending = threading.Lock()
+        self._runner = self._make_runner()
         self._published = 0
         self._refused = 0
         self._dropped = 0
         self._failed = 0
+
+    def _make_runner(self) -> SerialRunner[list[Event]]:
+        return SerialRunner(self._handle, SubscriberQueue(0, "block"), self, self._log_failure)
 
     def on_batch(self, handler: BatchHandler) -> None:
         """Call `handler` with every batch from now on, after those registered before it.
@@ -71,20 +81,57 @@ class BatchingStream:
         It is a function or async function of a list of events, which is its own to change.
         """
         self._handlers.append(handler)
+        if self._batch and self._running:
+            self._call_soon(self._look_again)
 
     async def start(self) -> None:
         """Let intervals run. Again does nothing. After `stop`, the stream takes events anew."""
-        self._loop = asyncio.get_running_loop()
+        if self._loop is None or self._loop.is_closed():
+            self._move_to(asyncio.get_running_loop())
         self._running = True
-        self._stopped = False
-        if self._batch and self._timer is None:
-            self._timer = self._loop.call_later(self._flush_interval, self._interval_over)
+        self._stopped = self._shut = False
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """See to what was collected while there was no handler, or no interval."""
+        if self._handlers:
+            self._send_out(self._batch_size)
+        if self._batch and self._due is None:
+            self._begin_interval()
+        elif self._timer is None:
+            self._set_timer()
 
     async def stop(self) -> None:
-        """Take no more events; flush what there is, once, and wait until it has been handled."""
-        self._stopped = True
+        """Take no more events; flush what there is, once, and wait until it has been handled.
+
+        If this is cancelled, what has not been handled is given up, and counted as dropped.
+        """
+        await self._stop(drain=True)
+
+    async def _stop(self, *, drain: bool) -> None:
+        self._stopped = self._shut = True
         self._running = False
-        await self._flush()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            if self._loop is running_loop():
+                timer.cancel()
+            else:
+                self._call_soon(timer.cancel)
+        runner = self._runner
+        drained = False
+        try:
+            if drain:
+                await self._flush()
+                drained = True
+        finally:
+            if not drained:
+                self._dropped += sum(map(len, runner.queue.snapshot())) + len(self._batch)
+                self._batch.clear()
+                self._due = None
+                runner.cancel()
+                self._runner = self._make_runner()  # the stream may be started again
+        if not SerialRunner.runs_for(self):
+            await runner.finish()
 
     async def add(self, event: Event) -> None:
         """Add an event to the batch. If that fills it, wait until it has been handled.
@@ -95,17 +142,21 @@ class BatchingStream:
             StreamClosed: the stream has been stopped.
             NoBatchHandler: the batch is full and there is no handler; the event was not added.
         """
+        if self._shut:
+            while self._is_full():
+                await self._flush()
         batch = self._batch
-        size = len(batch) + 1
-        if self._stopped or size > self._batch_size:
-            self._check_open()
         batch.append(event)
         self._published += 1
-        if size >= self._batch_size:
+        if len(batch) >= self._batch_size:
             if self._handlers:
-                await self._flush()
-        elif size == 1 and self._running:
-            self._start_timer()
+                self._send_out(self._batch_size)
+                if not SerialRunner.runs_for(self):
+                    await self._runner.drain()
+            else:
+                self._shut = True
+        elif self._due is None and self._running:
+            self._begin_interval()
 
     def publish_nowait(self, event: Event) -> bool:
         """`add`, without ever waiting; from any thread, with or without an event loop.
@@ -118,62 +169,106 @@ class BatchingStream:
             StreamClosed: the stream has been stopped.
             NoBatchHandler: the batch is full and there is no handler; the event was not added.
         """
-        size = len(self._batch) + 1
-        if self._stopped or size > self._batch_size:
-            self._check_open()
+        if self._shut and self._is_full():
+            self._send_out(self._batch_size)
+        batch = self._batch
         behind = self._runner.busy or not self._runner.queue.empty()
-        if size >= self._batch_size and behind and not SerialRunner.runs_for(self):
+        if len(batch) + 1 >= self._batch_size and behind and not SerialRunner.runs_for(self):
             self._refused += 1
             return False
-        self._batch.append(event)
+        batch.append(event)
         self._published += 1
-        if size >= self._batch_size and self._handlers:
-            self._send_out()
-        elif size == 1 and self._running:
-            self._start_timer()
+        if len(batch) >= self._batch_size:
+            if self._handlers:
+                self._send_out(self._batch_size)
+            else:
+                self._shut = True
+        elif self._due is None and self._running:
+            self._begin_interval()
         return True
 
-    def _check_open(self) -> None:
+    def _is_full(self) -> bool:
+        """Whether a full batch is in the way that a handler can be given now.
+
+        Raises:
+            StreamClosed: the stream has been stopped.
+            NoBatchHandler: a full batch is in the way, and there is no handler.
+        """
         if self._stopped:
             raise StreamClosed("the stream has been stopped; it takes no more events")
-        if not self._handlers:
+        self._shut = len(self._batch) >= self._batch_size
+        if self._shut and not self._handlers:
             raise NoBatchHandler(
                 f"a batch of {len(self._batch)} events is full and has no handler; "
                 "register one with on_batch()"
             )
+        return self._shut
 
-    def _start_timer(self) -> None:
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer = None
+
+    def _call_soon(self, function: Callable[[], object]) -> None:
+        """Have the loop that counts the time call a function. From any thread."""
+        assert self._loop is not None
+        with suppress(RuntimeError):  # it is closed: nobody counts the time
+            self._loop.call_soon_threadsafe(function)
+
+    def _begin_interval(self) -> None:
+        """The batch has its first event. In any thread."""
         loop = self._loop
         assert loop is not None
-        if loop is running_loop():
-            self._timer = loop.call_later(self._flush_interval, self._interval_over)
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(self._start_timer)
+        running = running_loop()
+        if loop is not running and loop.is_closed():
+            if running is None:
+                return  # the next that is added in a loop begins it
+            self._move_to(running)
+            loop = running
+        self._due = loop.time() + self._flush_interval
+        if self._timer is None:
+            if loop is running:
+                self._set_timer()
+            else:
+                self._call_soon(self._set_timer)
+
+    def _set_timer(self) -> None:
+        if self._timer is None and self._due is not None and self._running:
+            assert self._loop is not None
+            self._timer = self._loop.call_at(self._due, self._interval_over)
 
     def _interval_over(self) -> None:
+        assert self._loop is not None
         self._timer = None
-        if self._handlers:  # without one the batch waits for its handler, or until it is full
-            self._send_out()
+        if self._due is not None and self._due > self._loop.time():
+            self._set_timer()
+        elif self._due is not None and self._handlers:
+            self._send_out(1)  # without a handler the batch waits for one, or until it is full
 
-    def _send_out(self) -> None:
-        """Give the batch to the runner, and begin another."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-        batch, self._batch = self._batch, []
-        if batch:
-            self._runner.feed(batch)
+    def _send_out(self, least: int) -> None:
+        """Give the runner what was collected, while that is at least so much. In any thread."""
+        collected = self._batch
+        with self._sending:
+            while len(collected) >= least:
+                # First of all: whoever adds to the next batch from here on begins its interval.
+                self._due = None
+                batch = collected[: self._batch_size]
+                del collected[: len(batch)]
+                self._runner.feed(batch)
+        if collected and self._due is None and self._running:
+            self._begin_interval()  # it was added by another thread before that
 
     async def _flush(self) -> None:
         """Send the batch out as it is, and wait until it has been handled.
 
         Without a handler it is lost: counted as dropped, and logged.
         """
-        if self._batch and not self._handlers:
+        if self._handlers:
+            self._send_out(1)
+        elif self._batch:
             self._dropped += len(self._batch)
             _logger.warning("a batch of %d events is lost: no handler", len(self._batch))
             self._batch.clear()
-        self._send_out()
+            self._due = None
         if not SerialRunner.runs_for(self):
             await self._runner.drain()
 
@@ -185,6 +280,7 @@ class BatchingStream:
                     await result
             except (Exception, asyncio.CancelledError) as error:
                 if is_cancellation(error):
+                    self._dropped += len(batch)
                     raise
                 self._failed += 1
                 _logger.exception(
@@ -229,13 +325,7 @@ class _AsStream(Stream):
 
     def __init__(self, stream: BatchingStream) -> None:
         self._stream = stream
-        self._events = InMemoryStream(0)
-        self._is_handler = False
-
-    async def _hand_out(self, batch: list[Event]) -> None:
-        for event in batch:
-            await self._events.publish(event)
-        await self._events.drain()
+        self._subscriptions: dict[str, Subscription] = {}
 
     async def publish(self, event: Event) -> None:
         await self._stream.add(event)
@@ -246,21 +336,47 @@ class _AsStream(Stream):
     async def subscribe(
         self, handler: Handler, topic: TopicFilter = "*", filter_fn: Filter | None = None
     ) -> Subscription:
-        if not self._is_handler:
-            self._is_handler = True
-            self._stream.on_batch(self._hand_out)
-        return await self._events.subscribe(handler, topic, filter_fn)
+        stream = self._stream
+        if stream._stopped:
+            raise StreamClosed("the stream has been stopped; it takes no more subscriptions")
+        matches(topic, None)  # raises if it is no topic
+        subscription = Subscription(topic=topic, handler=handler, filter_fn=filter_fn)
+
+        async def hand_out(batch: list[Event]) -> None:
+            for event in batch:
+                if not await hand_over(subscription, event):
+                    stream._failed += 1
+
+        def forget(subscription_id: str) -> None:
+            del self._subscriptions[subscription_id]
+            stream._handlers.remove(hand_out)
+
+        self._subscriptions[subscription.id] = subscription
+        subscription._release = forget
+        stream.on_batch(hand_out)
+        return subscription
 
     async def unsubscribe(self, subscription_id: str) -> bool:
-        return await self._events.unsubscribe(subscription_id)
+        subscription = self._subscriptions.get(subscription_id)
+        if subscription is None:
+            return False
+        subscription.cancel()
+        return True
 
     async def finish(self, subscription_id: str) -> bool:
-        return await self._events.finish(subscription_id)
+        subscription = self._subscriptions.get(subscription_id)
+        if subscription is None:
+            return False
+        await self._stream._flush()  # what was published includes the batch that is not full yet
+        subscription.cancel()
+        return True
 
     def statistics(self) -> StreamStatistics:
         return self._stream.statistics()
 
     async def aclose(self, *, drain: bool = True) -> None:
-        if drain:
-            await self._stream.stop()
-        await self._events.aclose(drain=drain)
+        try:
+            await self._stream._stop(drain=drain)
+        finally:
+            for subscription in tuple(self._subscriptions.values()):
+                subscription.cancel()

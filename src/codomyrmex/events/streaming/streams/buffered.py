@@ -4,15 +4,17 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Self
+from weakref import WeakValueDictionary
 
 from ..errors import AlreadyConsumed, PublishTimeout, StreamClosed, UnknownSubscription
 from ..ids import uuid7
 from ..models import Event, EventType, Filter, Handler, Subscription
 from ..subscribers import HEARTBEAT_INTERVAL, SubscriberQueue, make_queue, prime
-from ..topics import TopicFilter
+from ..topics import TopicFilter, matches
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .base import Stream, StreamStatistics
 from .pump import Pump
@@ -68,29 +70,35 @@ class AsyncStream:
             buffer_size if enable_backpressure else 0, "block"
         )
         self._subscribers: dict[str, SubscriberQueue[Event]] = {}
+        # Weak, so that a reader whose loop was left by a break is gone at once, and not only when
+        # its generator has been closed.
+        self._readers: WeakValueDictionary[str, AsyncGenerator[Event, None]] = WeakValueDictionary()
         self._running = False
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
-        # What was taken out of the buffer and did not fit, by subscription. While there is any,
-        # nothing more is taken out, so everybody's order stays what it is.
-        self._late: dict[str, list[Event]] = {}
+        # What was taken out of the buffer and did not fit, by queue. While there is any, nothing
+        # more is taken out, so everybody's order stays what it is.
+        self._late: dict[SubscriberQueue[Event], list[Event]] = {}
+        # The queues that will call the dispatcher when they have room.
+        self._awaited: set[SubscriberQueue[Event]] = set()
         self._dispatched: Waiters = deque()
         self._published_before = 0
         self._refused = 0
+        self._failed = 0
         self._dropped_before = 0
 
     async def start(self) -> None:
         """Begin to dispatch, what collected before first. Again does nothing.
 
-        After `stop` it opens the stream anew, with no subscriptions but those not yet read out.
+        After `stop` it opens the stream anew, for the subscriptions made since then.
         """
         if self._running and self._loop is not None and not self._loop.is_closed():
             return
         if self._stopped:
             self._published_before += self._buffer.received
             self._buffer = SubscriberQueue(self._buffer.maxsize, "block")
-        self._loop = asyncio.get_running_loop()
+        self._move_to(asyncio.get_running_loop())
         self._running = True
         self._stopped = False
         self._schedule()
@@ -111,7 +119,7 @@ class AsyncStream:
         self._running = False
         self._buffer.end()
         if self._loop is None or self._loop.is_closed():
-            self._loop = asyncio.get_running_loop()
+            self._move_to(asyncio.get_running_loop())
         try:
             if not self._is_dispatched():
                 self._schedule()
@@ -122,7 +130,7 @@ class AsyncStream:
             _logger.warning("AsyncStream.stop: consumers did not make room within %g s", timeout)
         finally:
             self._dispatch_the_rest()
-            for queue in self._subscribers.values():
+            for queue in tuple(self._subscribers.values()):
                 queue.end()
 
     async def publish(self, event: Event) -> bool:
@@ -138,13 +146,16 @@ class AsyncStream:
         return await self._publish_when_room(event)
 
     async def _publish_when_room(self, event: Event) -> bool:
+        buffer = self._buffer
         try:
             async with asyncio.timeout(_PUBLISH_TIMEOUT):
-                while not self._stopped:
-                    await self._buffer.room()
-                    if self._buffer.offer(event):
-                        self._schedule()
+                while not buffer.ended:
+                    await buffer.room()
+                    if buffer.offer(event):
+                        if self._running:
+                            self._schedule()
                         return True
+                    await asyncio.sleep(0)  # another thread was quicker
         except TimeoutError:
             _logger.warning(
                 "AsyncStream.publish: no room for event %s within %g s; it was not taken",
@@ -202,11 +213,9 @@ class AsyncStream:
         queue = self._subscribers.pop(subscription_id, None)
         if queue is None:
             return False
-        on_the_way = self._late.pop(subscription_id, [])
-        if self._running:
-            on_the_way += self._buffer.snapshot()
-        for event in on_the_way:
-            queue.force(event)
+        if not queue.ended:
+            for event in self._late.pop(queue, []) + self._buffer.snapshot():
+                queue.force(event)
         self._dropped_before += queue.dropped
         queue.end()
         return True
@@ -227,15 +236,17 @@ class AsyncStream:
         queue = self._subscribers.get(subscription_id)
         if queue is None:
             raise UnknownSubscription(subscription_id)
-        if queue.reading:
+        if queue.reading and subscription_id in self._readers:
             raise AlreadyConsumed(subscription_id)
-        return prime(
+        reader = prime(
             queue.iterate(
                 idle=idle,
                 on_idle=_heartbeat,
                 on_close=partial(self._forget_if_read_out, subscription_id, queue),
             )
         )
+        self._readers[subscription_id] = reader
+        return reader
 
     def _forget_if_read_out(self, subscription_id: str, queue: SubscriberQueue[Event]) -> None:
         if queue.ended and queue.empty() and subscription_id in self._subscribers:
@@ -243,6 +254,12 @@ class AsyncStream:
             self._dropped_before += queue.dropped
 
     # The dispatcher: not a task but a callback, so that there is nothing to cancel or to leak.
+
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Dispatch on another loop from now on: what was scheduled on the last may never run."""
+        self._loop = loop
+        self._scheduled = False
+        self._awaited.clear()
 
     def _schedule(self) -> None:
         """Have the dispatcher run soon, on its loop. From any thread."""
@@ -253,7 +270,8 @@ class AsyncStream:
         if loop is None or loop.is_closed():
             if running is None:
                 return  # a later publisher, or stop, will have one
-            self._loop = loop = running
+            self._move_to(running)
+            loop = running
         self._scheduled = True
         if loop is running:
             loop.call_soon(self._dispatch)
@@ -268,14 +286,14 @@ class AsyncStream:
         self._scheduled = False
         if self._late and not self._dispatch_late():
             return
-        buffer = self._buffer
-        events = buffer.take_all()
+        events = self._buffer.take_all()
         if events:
             late = self._late
-            for subscription_id, queue in self._subscribers.items():
+            # A copy, since a subscription may be cancelled in another thread.
+            for queue in tuple(self._subscribers.values()):
                 taken = queue.fill(events)
                 if taken < len(events):
-                    late[subscription_id] = events[taken:]
+                    late[queue] = events[taken:]
             if late:
                 self._schedule()  # after the consumers that have just been woken
                 return
@@ -285,23 +303,31 @@ class AsyncStream:
     def _dispatch_late(self) -> bool:
         """Move what did not fit before, now that consumers had a turn. False: not all of it."""
         had_turn = False
-        for subscription_id, events in tuple(self._late.items()):
-            queue = self._subscribers[subscription_id]
+        for queue, events in tuple(self._late.items()):
             taken = queue.fill(events)
             del events[:taken]
             if not events:
-                del self._late[subscription_id]
+                self._late.pop(queue, None)
             elif taken:
                 had_turn = True
             elif queue.overflow == "block":
-                queue.when_room(self._schedule)
+                self._await_room(queue)
             else:
-                del self._late[subscription_id]
+                self._late.pop(queue, None)
                 for event in events:
                     queue.offer(event)
         if had_turn:
             self._schedule()
         return not self._late
+
+    def _await_room(self, queue: SubscriberQueue[Event]) -> None:
+        if queue not in self._awaited:
+            self._awaited.add(queue)
+            queue.when_room(partial(self._has_room, queue))
+
+    def _has_room(self, queue: SubscriberQueue[Event]) -> None:
+        self._awaited.discard(queue)
+        self._schedule()
 
     def _is_dispatched(self) -> bool:
         return self._buffer.empty() and not self._late
@@ -309,10 +335,10 @@ class AsyncStream:
     def _dispatch_the_rest(self) -> None:
         """Move what is left at once: what does not fit is lost by its policy."""
         rest = self._buffer.take_all()
-        for subscription_id, queue in self._subscribers.items():
-            events = self._late.pop(subscription_id, []) + rest
+        for queue in tuple(self._subscribers.values()):
+            events = self._late.pop(queue, []) + rest
             for index, event in enumerate(events):
-                if not queue.offer(event) and queue.overflow == "block":
+                if not queue.ended and not queue.offer(event) and queue.overflow == "block":
                     queue.lose(len(events) - index)
                     break
         self._late.clear()
@@ -320,11 +346,12 @@ class AsyncStream:
     async def _broadcast(self, event: Event) -> None:
         """Give an event to every consumer at once, past the buffer.
 
-        It is lost for those whose queue is full, by their policy.
+        It is lost for those whose queue is full, by their policy; with ``block`` this waits.
         """
         for queue in tuple(self._subscribers.values()):
             if not queue.offer(event) and queue.overflow == "block":
-                await queue.put(event)
+                with suppress(StreamClosed):  # its subscription has ended
+                    await queue.put(event)
 
     # The rest.
 
@@ -334,12 +361,13 @@ class AsyncStream:
 
     def statistics(self) -> StreamStatistics:
         """Counts since the stream was made, as of now."""
-        queues = {key: queue.statistics() for key, queue in self._subscribers.items()}
+        queues = {key: queue.statistics() for key, queue in tuple(self._subscribers.items())}
         return StreamStatistics(
             published=self._published_before + self._buffer.received,
             refused=self._refused,
             dropped=self._dropped_before + sum(queue.dropped for queue in queues.values()),
-            buffered=self._buffer.qsize() + max(map(len, self._late.values()), default=0),
+            failed=self._failed,
+            buffered=self._buffer.qsize() + max(map(len, tuple(self._late.values())), default=0),
             subscribers=len(queues),
             queues=queues,
         )
@@ -372,33 +400,41 @@ class _AsStream(Stream):
             StreamClosed: the stream is stopped.
         """
         if not await self._stream.publish(event):
-            if self._stream._stopped:
-                raise StreamClosed("the stream has been stopped; it takes no more events")
+            self._check_open()
             raise PublishTimeout(f"no room for event {event.id} within {_PUBLISH_TIMEOUT:g} s")
 
     def publish_nowait(self, event: Event) -> bool:
-        return self._stream.publish_nowait(event)
+        taken = self._stream.publish_nowait(event)
+        if not taken:
+            self._check_open()
+        return taken
+
+    def _check_open(self) -> None:
+        if self._stream._stopped:
+            raise StreamClosed("the stream has been stopped; it takes no more events")
 
     async def subscribe(
         self, handler: Handler, topic: TopicFilter = "*", filter_fn: Filter | None = None
     ) -> Subscription:
+        self._check_open()
+        matches(topic, None)  # raises if it is no topic
         subscription = Subscription(topic=topic, handler=handler, filter_fn=filter_fn)
         subscription_id = await self._stream.subscribe(overflow="block")
         subscription.id = subscription_id
-        self._pumps[subscription_id] = Pump(
+        subscription._runner = self._pumps[subscription_id] = Pump(
             subscription,
             self._stream._iterate(subscription_id, None),
+            on_failure=self._handler_failed,
             on_end=partial(self._forget, subscription_id),
         )
         subscription._release = self._forget
         return subscription
 
+    def _handler_failed(self) -> None:
+        self._stream._failed += 1
+
     async def unsubscribe(self, subscription_id: str) -> bool:
-        pump = self._pumps.get(subscription_id)
-        if pump is None:
-            return False
-        pump.subscription.cancel()
-        return True
+        return self._forget(subscription_id)
 
     async def finish(self, subscription_id: str) -> bool:
         pump = self._pumps.get(subscription_id)
@@ -408,22 +444,34 @@ class _AsStream(Stream):
         await pump.finish()
         return True
 
-    def _forget(self, subscription_id: str) -> None:
+    def _forget(self, subscription_id: str) -> bool:
         pump = self._pumps.pop(subscription_id, None)
-        if pump is not None:
-            pump.cancel()
-            queue = self._stream._subscribers.pop(subscription_id, None)
-            self._stream._late.pop(subscription_id, None)
-            if queue is not None:
-                queue.end()
+        if pump is None:
+            return False
+        pump.subscription._release = None
+        pump.stop()
+        queue = self._stream._subscribers.pop(subscription_id, None)
+        if queue is not None:
+            self._stream._late.pop(queue, None)
+            self._stream._dropped_before += queue.dropped
+            queue.end()
+        return True
 
     def statistics(self) -> StreamStatistics:
         return self._stream.statistics()
 
     async def aclose(self, *, drain: bool = True) -> None:
-        pumps = tuple(self._pumps.values())
-        await self._stream.stop()
-        for pump in pumps:
-            if not drain:
+        pumps = dict(self._pumps)
+        for subscription_id, pump in pumps.items():
+            if drain:
+                await self._stream.unsubscribe(subscription_id)
+            else:
+                self._forget(subscription_id)
                 pump.cancel()
-            await pump.finish()
+        try:
+            await self._stream.stop()
+            for pump in pumps.values():
+                await pump.finish()
+        finally:
+            for pump in pumps.values():
+                pump.cancel()
