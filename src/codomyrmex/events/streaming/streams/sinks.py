@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from ..errors import StreamingError
 from ..models import Event
 from .base import Stream
 from .batching import BatchingStream
 from .dispatching import DispatchingStream
+from .runner import is_cancellation
 from .websocket import WebSocketStream
 
 __all__ = ["Sink", "as_sink", "broadcast"]
@@ -58,12 +60,18 @@ async def broadcast(streams: Iterable[Sink], event: Event) -> None:
     """
     sinks = [as_sink(stream) for stream in streams]
     results = await asyncio.gather(*(_give(sink, event) for sink in sinks), return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
+    errors = [result for result in results if isinstance(result, Exception)]
     if errors:
-        raise BaseExceptionGroup(f"{len(errors)} of {len(sinks)} streams did not take it", errors)
+        raise ExceptionGroup(f"{len(errors)} of {len(sinks)} streams did not take it", errors)
 
 
 async def _give(sink: Callable[[Event], Awaitable[Any] | None], event: Event) -> None:
-    result = sink(event)
-    if result is not None and hasattr(result, "__await__"):
-        await result
+    try:
+        result = sink(event)
+        if result is not None and hasattr(result, "__await__"):
+            await result
+    except asyncio.CancelledError as error:
+        if is_cancellation(error):
+            raise
+        # Not this call was cancelled but something it waited for: a failure like any other.
+        raise StreamingError(f"{sink!r} was cancelled") from error

@@ -1,13 +1,13 @@
 """`SSEStream`: events to readers, each with a queue of its own, as events or as SSE text."""
 
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterator
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 from ..errors import AlreadyConsumed, UnknownSubscription
 from ..models import Event, EventType, Filter, Handler, Subscription, control_event
 from ..subscribers import HEARTBEAT_INTERVAL, SubscriberQueue, make_queue, prime
-from ..topics import TopicFilter
+from ..topics import TopicFilter, matches
 from .dispatching import DispatchingStream
 from .runner import is_async
 
@@ -62,7 +62,8 @@ class SSEStream(DispatchingStream):
         """Queue every event that is published from now on and matches, for `events`.
 
         Args:
-            handler: is called with each event as well, as by `InMemoryStream`.
+            handler: is called with each event as well, as by `InMemoryStream`. An async one is
+                behind, and with it `publish`, when `buffer_size` events wait for it.
             topic: a topic, a pattern (``orders.*``, ``orders.>``), or several of them.
             filter_fn: is asked for each event whether it is wanted.
             overflow: what happens when the queue is full: ``drop_oldest``, ``drop_newest``,
@@ -89,17 +90,27 @@ class SSEStream(DispatchingStream):
         )
         self._queues[subscription.id] = queue
         handler = subscription.handler
-        if handler is None:
+        if handler is not None and is_async(handler):
+            runner = self._queue_handler(subscription, self._buffer_size, "block", None)
+            self._deliver_by(subscription, runner.feed)
+        else:
+            self._deliver_by(subscription, None)
+
+    def _deliver_by(self, subscription: Subscription, receive: Handler | None) -> None:
+        queue = self._queues[subscription.id]
+        if subscription.handler is None:
             subscription._deliver_by(queue.feed)
             return
-        call: Handler = handler
-        if is_async(handler):
-            runner = self._queue_handler(subscription, self._buffer_size, "block", None)
-            call = runner.feed
+        # A subscription may be there for its handler alone. So while nobody reads the queue, what
+        # leaves it is not a loss.
+        keeps_latest = queue.overflow == "drop_oldest"
 
         def deliver(event: Event) -> Any:
+            if keeps_latest and not queue.reading and queue.full():
+                queue.get_nowait()
             queue.feed(event)
-            return call(event)
+            handler = receive or subscription.handler
+            return None if handler is None else handler(event)
 
         subscription._deliver_by(deliver)
 
@@ -124,12 +135,16 @@ class SSEStream(DispatchingStream):
         """
         with self._lock:
             subscription = self._subscriptions.get(subscription_id)
-            if subscription is None:
+            queue = self._queues.get(subscription_id)
+            if subscription is None or queue is None:
                 raise UnknownSubscription(subscription_id)
-            queue = self._queues[subscription_id]
             if queue.reading:
                 raise AlreadyConsumed(subscription_id)
-            first = self._replay(subscription, queue, last_event_id) if last_event_id else ()
+            first: Iterable[Event] = ()
+            if last_event_id:
+                first = self._replay(subscription, queue, last_event_id)
+            elif unread := queue.received - queue.evicted - queue.qsize():
+                first = (control_event("stream.lost", lost=unread, overflow=queue.overflow),)
             return prime(
                 queue.iterate(
                     first=first,
@@ -186,7 +201,10 @@ class SSEStream(DispatchingStream):
 
     def _wants(self, subscription: Subscription, event: Event) -> bool:
         try:
-            return subscription.should_receive(event)
+            # Not should_receive: a reader whose subscription has ended gets the rest of its replay.
+            if not matches(subscription.topic, event.metadata.get("topic")):
+                return False
+            return subscription.filter_fn is None or bool(subscription.filter_fn(event))
         except Exception:
             self._log_failure(subscription, event)
             return False
