@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -66,27 +65,40 @@ _ENUM_TYPES: dict[str, EventType] = {str(member.value): member for member in Eve
 # Frames of these types carry no id: it would overwrite the place a reader has reached.
 _TYPES_WITHOUT_ID = frozenset({EventType.CONNECT, EventType.DISCONNECT, EventType.HEARTBEAT})
 
-# The two fields between the id and the data, for types of frames with an id, as they are met.
+# Types that were checked before, as `_check_type` returns them. They come from outside: what is
+# kept is bounded in number and length.
+_known_types: dict[str, str] = dict(_ENUM_TYPES)
+_MOST_KNOWN_TYPES = 4096
+_LONGEST_KNOWN_TYPE = 256
+
+# The two fields between the id and the data, for known types of frames with an id.
 _type_lines: dict[str, str] = {}
-_MOST_TYPE_LINES = 4096
 
 
-@lru_cache(maxsize=4096)
-def _check_type(name: object, reserved: bool = False) -> str:
-    """The type itself, as an `EventType` where it is one.
+def _check_type(name: Any, metadata: Mapping[str, Any] | None = None) -> str:
+    """The type itself: an `EventType` where it is one, else a plain str, of whatever enum it was.
 
     Raises:
-        EventError: not a string, empty, a forbidden character, or a reserved name.
+        EventError: not a string, empty, a forbidden character, or a name that is reserved and
+            not, as the metadata tells, that of a control event.
     """
+    try:
+        return _known_types[name]
+    except (KeyError, TypeError):  # or not even hashable
+        pass
     if not isinstance(name, str) or not name:
         raise EventError(f"an event's type is a string with at least one character, not {name!r}")
     try:
         sse.check_field("event", name)
     except FrameError as error:
         raise EventError(f"an event's type cannot be written: {error}") from error
-    if name.startswith(_RESERVED_PREFIX) and not reserved:
-        raise EventError(f"types that start with {_RESERVED_PREFIX!r} are reserved: {name!r}")
-    return _ENUM_TYPES.get(name, name)
+    plain = str.__str__(name)
+    if plain.startswith(_RESERVED_PREFIX):
+        if metadata is None or metadata.get("control") is not True:
+            raise EventError(f"types that start with {_RESERVED_PREFIX!r} are reserved: {plain!r}")
+    elif len(plain) <= _LONGEST_KNOWN_TYPE and len(_known_types) < _MOST_KNOWN_TYPES:
+        _known_types[plain] = plain
+    return plain
 
 
 def _check_id(value: object) -> str:
@@ -107,10 +119,14 @@ def _check_id(value: object) -> str:
 def _check_timestamp(value: object) -> datetime:
     if not isinstance(value, datetime):
         raise EventError(f"an event's timestamp is a datetime, not {value!r}")
-    zone = value.tzinfo
-    if zone is UTC:
+    if value.tzinfo is UTC:
         return value
-    return value.replace(tzinfo=UTC) if zone is None else value.astimezone(UTC)
+    if value.utcoffset() is None:
+        return value.replace(tzinfo=UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise EventError(f"an event's timestamp is a time in UTC too, not {value!r}") from error
 
 
 @dataclass(init=False, eq=False, repr=False)
@@ -119,9 +135,9 @@ class Event:
 
     Attributes:
         id: name of this event, the same wherever it goes; a time-ordered UUIDv7 by default. Not
-            empty, no leading space, no CR, LF or NUL.
-        type: an `EventType`, or the application's own name for what happened, under the same
-            rules; names that start with ``stream.`` are reserved for control events.
+            empty, no CR, LF or NUL, no space or tab at either end.
+        type: an `EventType`, or the application's own name for what happened: not empty, no CR,
+            LF or NUL; names that start with ``stream.`` are reserved for control events.
         data: any JSON value, or what `codec.json` can write as one.
         metadata: about the event. ``topic`` routes it; ``content_type`` other than JSON sends
             text as it is; ``retry`` is the reconnection time of its frame in milliseconds.
@@ -165,7 +181,7 @@ class Event:
             if timestamp is None:
                 self._nanoseconds = _time_ns()
         self._timestamp = None if timestamp is None else _check_timestamp(timestamp)
-        self.type = type if type is _MESSAGE else _check_type(type)
+        self.type = type if type is _MESSAGE else _check_type(type, metadata)
         self.data = data
         if metadata is None:
             self.metadata = {}
@@ -240,7 +256,7 @@ class Event:
             id_ = data["id"]
             metadata = data["metadata"]
             event = _new_event(Event)
-            event.type = _ENUM_TYPES[data["type"]]
+            event.type = _known_types[data["type"]]
             event.data = data["data"]
             timestamp = datetime.fromisoformat(data["timestamp"])
         except (LookupError, TypeError, ValueError):
@@ -321,16 +337,16 @@ class Event:
 
     def _text(self, content_type: object) -> str:
         """The data as its content type says: JSON, or the text that it is."""
-        if content_type is None:
-            return json.encode(self.data)
-        kind = str(content_type).partition(";")[0].strip().lower()
-        if kind == "application/json" or kind.endswith("+json"):
-            return json.encode(self.data)
-        if not isinstance(self.data, str):
-            raise EncodeError(
-                f"data of type {content_type} is a str, not {type(self.data).__name__}"
-            )
-        return self.data
+        data = self.data
+        if _is_json(content_type):
+            return json.encode(data)
+        if not isinstance(data, str):
+            raise EncodeError(f"data of type {content_type} is a str, not {type(data).__name__}")
+        try:
+            data.encode()
+        except UnicodeEncodeError:
+            raise EncodeError(f"not valid Unicode: {data!r}") from None
+        return data
 
     def _frame_of(self, text: str, retry: Any) -> str:
         type_ = str(self.type)
@@ -339,7 +355,7 @@ class Event:
             frame = sse.encode(text, event=type_, id=self.id if has_id else None, retry=retry)
         except FrameError as error:
             raise EventError(f"event {self.id!r} cannot be a frame: {error}") from error
-        if has_id and len(_type_lines) < _MOST_TYPE_LINES:
+        if has_id and type_ in _known_types:
             _type_lines[type_] = f"event: {type_}\ndata: "
         return frame
 
@@ -357,10 +373,14 @@ class Event:
 
         Raises:
             DecodeError: not exactly one frame, or data that is not JSON although it was said to be.
-            FrameError: a line or the frame is over its limit.
             EventError: an id or type that an event cannot have.
         """
-        frames = sse.Decoder().feed(text.encode())
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError as error:
+            raise DecodeError(f"not a frame: not valid Unicode: {error}") from error
+        # It is all here already, so there is nothing to limit.
+        frames = sse.Decoder(max_event=len(encoded) + 1).feed(encoded)
         if len(frames) != 1:
             raise DecodeError(f"one frame was expected, found {len(frames)}")
         frame = frames[0]
@@ -370,12 +390,11 @@ class Event:
         if frame.event.startswith(_RESERVED_PREFIX):
             metadata["control"] = True
         data: Any = frame.data
-        kind = (content_type or "application/json").partition(";")[0].strip().lower()
-        if kind == "application/json" or kind.endswith("+json"):
+        if _is_json(content_type):
             try:
                 data = json.decode(frame.data)
             except DecodeError:
-                if content_type is not None:
+                if content_type:
                     raise
                 metadata["content_type"] = "text/plain"
         else:
@@ -420,6 +439,14 @@ Event.timestamp = property(_get_timestamp, _set_timestamp)  # type: ignore[assig
 _new_event: Callable[[type[Event]], Event] = Event.__new__
 
 
+def _is_json(content_type: object) -> bool:
+    """Whether a content type says JSON (WHATWG MIME Sniffing, section 4.6), as none at all does."""
+    if not content_type:
+        return True
+    kind = str(content_type).partition(";")[0].strip().lower()
+    return kind in ("application/json", "text/json") or kind.endswith("+json")
+
+
 def _restore(id: str, type: str, data: Any, metadata: dict[str, Any], timestamp: datetime) -> Event:  # noqa: A002
     """The event that was pickled or copied."""
     return Event.from_dict(
@@ -438,29 +465,22 @@ def _read_event(data: object) -> Event:
     id_, timestamp, metadata = data.get("id"), data.get("timestamp"), data.get("metadata")
     if metadata is not None and not isinstance(metadata, Mapping):
         raise EventError(f"an event's metadata is a mapping, not {metadata!r}")
-    event = Event(
+    type_ = data.get("type")
+    return Event(
         id_,
-        data=data.get("data"),
-        metadata={} if metadata is None else dict(metadata),
-        timestamp=None if timestamp is None else _read_timestamp(timestamp),
+        _MESSAGE if type_ is None else type_,
+        data.get("data"),
+        {} if metadata is None else dict(metadata),
+        None if timestamp is None else _read_timestamp(timestamp),
     )
-    if (name := data.get("type")) is not None:
-        try:
-            event.type = _check_type(name, event.is_control)
-        except TypeError:  # not hashable
-            raise EventError(f"an event's type is a string, not {name!r}") from None
-    return event
 
 
 def _read_timestamp(value: object) -> datetime:
     if isinstance(value, str):
         try:
-            timestamp = datetime.fromisoformat(value)
+            value = datetime.fromisoformat(value)
         except ValueError as error:
             raise EventError(f"an event's timestamp is ISO 8601, not {value!r}") from error
-        if timestamp.tzinfo is UTC:
-            return timestamp
-        return _check_timestamp(timestamp)
     return _check_timestamp(value)
 
 
@@ -469,9 +489,7 @@ def control_event(name: str, **data: Any) -> Event:
 
     It has metadata ``{"control": True}`` and never counts against a queue's bound.
     """
-    event = Event(data=data, metadata={"control": True})
-    event.type = name
-    return event
+    return Event(None, name, data, {"control": True})
 
 
 _MISSING: Any = object()
@@ -482,8 +500,8 @@ def create_event(
 ) -> Event:
     """A new event with this data and type; every further keyword becomes metadata.
 
-    `data` and `event_type` may be given by name too. Metadata may even be called ``data`` or
-    ``event_type``, where the argument itself is given by position.
+    `data` and `event_type` may be given by name too. Metadata may even be called ``data``, where
+    the argument itself is given by position.
 
     Raises:
         EventError: a type that an event cannot have.
