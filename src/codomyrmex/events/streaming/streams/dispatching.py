@@ -14,10 +14,11 @@ import sys
 import threading
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from types import FrameType
+from typing import Any, TypeAlias
 
 from ..errors import StreamClosed, StreamingError
 from ..models import Event, Filter, Handler, Subscription
@@ -41,6 +42,8 @@ _HANDLER_QUEUE = 1000
 _MAX_PENDING = 1000
 """Events that may wait for a delivery in another thread before publishers wait."""
 
+_FindTargets: TypeAlias = Callable[[Any], "tuple[Subscription, ...] | None"]
+
 
 class DispatchingStream(Stream):
     """Base of the streams with handlers. A subclass says what delivering to a subscription is.
@@ -54,7 +57,7 @@ class DispatchingStream(Stream):
             raise ValueError(f"buffer_size is a number of events, 0 or more, not {buffer_size}")
         self._lock = threading.Lock()
         self._index: TopicIndex[Subscription] = TopicIndex()
-        self._find_targets = self._index.answers.get
+        self._find_targets: _FindTargets = self._index.answers.get
         self._subscriptions: dict[str, Subscription] = {}
         self._queues: dict[str, SubscriberQueue[Event]] = {}
         self._runners: dict[str, SerialRunner[Event]] = {}
@@ -222,15 +225,10 @@ class DispatchingStream(Stream):
         A sync handler is found by the delivery beneath it on the stack, which costs nothing until
         somebody asks: a thread without an event loop may run one inside a handler.
         """
-        return SerialRunner.runs_for(self._owner) or self._delivers_here()
-
-    def _delivers_here(self) -> bool:
-        frame = sys._getframe()
-        while (caller := frame.f_back) is not None:
-            frame = caller
-            if frame.f_code in _DELIVERING and frame.f_locals["self"] is self:
-                return True
-        return False
+        owner = self._owner
+        return SerialRunner.runs_for(owner) or any(
+            stream._owner is owner for stream in _streams_beneath()
+        )
 
     def _returned_awaitable(self, subscription: Subscription, awaitable: Any) -> None:
         """A handler that looked synchronous returned an awaitable: from now on it is queued."""
@@ -529,12 +527,21 @@ class DispatchingStream(Stream):
     def _after_fork(self) -> None:
         """What other threads were at in the parent does not go on in this child."""
         self._lock = threading.Lock()
-        if not self._delivers_here():
+        if self not in _streams_beneath():
             self._delivering = None
         for subscription in self._subscriptions.values():
             subscription._loop = None
         for runner in (*self._runners.values(), *self._leaving):
             runner.leave_loop()
+
+
+def _streams_beneath() -> Iterator[DispatchingStream]:
+    """The streams that deliver in this thread now, and whose handlers have led here."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code in _DELIVERING:
+            yield frame.f_locals["self"]
+        frame = frame.f_back
 
 
 _DELIVERING = frozenset(

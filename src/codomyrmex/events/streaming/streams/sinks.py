@@ -60,9 +60,9 @@ async def broadcast(streams: Iterable[Sink], event: Event) -> None:
     """
     sinks = [as_sink(stream) for stream in streams]
     results = await asyncio.gather(*(_give(sink, event) for sink in sinks), return_exceptions=True)
-    errors = [result for result in results if isinstance(result, Exception)]
+    errors = [result for result in results if isinstance(result, BaseException)]
     if errors:
-        raise ExceptionGroup(f"{len(errors)} of {len(sinks)} streams did not take it", errors)
+        raise BaseExceptionGroup(f"{len(errors)} of {len(sinks)} streams did not take it", errors)
 
 
 async def _give(sink: Callable[[Event], Awaitable[Any] | None], event: Event) -> None:

@@ -2,15 +2,18 @@
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 from ..errors import StreamClosed
 from ..models import Event, Filter, Handler, Subscription
+from ..subscribers import QueueStatistics
 from ..topics import TopicFilter, check_topic, is_pattern
 from .base import Stream, StreamStatistics
+from .forks import follow_forks
 from .memory import InMemoryStream
 
 __all__ = ["TopicStream"]
@@ -46,10 +49,14 @@ class TopicStream:
         self._lock = threading.Lock()
         # In the order in which they were last looked at: the longest idle ones are at the front.
         self._topics: OrderedDict[str, _Branch] = OrderedDict()
+        # Topics that were let go while somebody holds on to them: to be taken up again.
+        self._held: WeakValueDictionary[str, _Branch] = WeakValueDictionary()
         self._shared = _Shared(self)
         self._sweep_due = 0.0
-        self._gone = StreamStatistics(published=0)
+        # What the topics that were let go have counted.
+        self._gone: Counter[str] = Counter()
         self._closed = False
+        follow_forks(self)
 
     def topic(self, name: str) -> InMemoryStream:
         """The stream of one topic, made if need be.
@@ -98,7 +105,7 @@ class TopicStream:
 
         Args:
             topic: a topic, a pattern (``orders.*``, ``orders.>``, ``*``), or several of them. A
-                topic that is named exactly is made, if need be.
+                single topic is made, if need be.
             handler: a function or async function of one event. What it raises is logged.
             filter_fn: is asked for each event whether it is wanted.
             overflow: as in `InMemoryStream.subscribe`, like what follows it.
@@ -108,11 +115,12 @@ class TopicStream:
             ValueError: `overflow` is not a policy, or `key` is for another one.
             StreamClosed: the stream has been closed.
         """
-        if isinstance(topic, str) and not is_pattern(topic):
-            self._branch(topic)
-        return await self._shared.subscribe(
+        subscription = await self._shared.subscribe(
             handler, topic, filter_fn, overflow=overflow, buffer_size=buffer_size, key=key
         )
+        if isinstance(topic, str) and not is_pattern(topic):
+            self._branch(topic)
+        return subscription
 
     async def unsubscribe(self, subscription_id: str) -> bool:
         """End a subscription. False: `subscribe` has made none with this id, or it has ended."""
@@ -123,31 +131,69 @@ class TopicStream:
         return _AsStream(self)
 
     async def drain(self) -> None:
-        """Wait until everything published so far has been handled, by async handlers too."""
-        for branch in tuple(self._topics.values()):
-            await branch.drain()
-        await self._shared.drain()
+        """Wait until everything published so far has been handled, by async handlers too.
+
+        Raises:
+            StreamingError: called from a handler of this stream, which would wait for itself.
+        """
+        for stream in self._streams():
+            await stream.drain()
+
+    async def _finish(self, subscription_id: str) -> bool:
+        if not self._is_called_by_handler():
+            for stream in self._streams():
+                await stream._settle()
+        return await self._shared.finish(subscription_id)
+
+    def _streams(self) -> "list[InMemoryStream]":
+        """The topics, and then what their handlers share."""
+        with self._lock:
+            return [*self._topics.values(), self._shared]
+
+    def _is_called_by_handler(self) -> bool:
+        return self._shared._is_called_by_handler()
 
     def statistics(self) -> StreamStatistics:
         """Counts of all topics together, those that were let go included."""
         with self._lock:
-            branches = tuple(self._topics.values())
-            total = self._gone
-        for branch in (self._shared, *branches):
-            total = _sum(total, branch.statistics())
-        return total
+            counts = self._gone.copy()
+            streams = [self._shared, *self._topics.values()]
+        queues: dict[str, QueueStatistics] = {}
+        buffered = subscribers = 0
+        for stream in streams:
+            statistics = stream.statistics()
+            counts.update(_counts(statistics))
+            queues.update(statistics.queues)
+            buffered += statistics.buffered
+            subscribers += statistics.subscribers
+        return StreamStatistics(
+            **{name: counts[name] for name in _COUNTS},
+            buffered=buffered,
+            subscribers=subscribers,
+            queues=queues,
+        )
 
     async def aclose(self, *, drain: bool = True) -> None:
         """End the stream: deliver what was published, then end all subscriptions.
 
+        Called by a handler of this stream, it cannot wait for that one, and gives up the rest.
+
         Args:
-            drain: False: what is not delivered yet is given up.
+            drain: False: what is not delivered yet is given up, handlers that run are cancelled.
         """
         with self._lock:
             self._closed = True
-            branches = tuple(self._topics.values())
-        for branch in (*branches, self._shared):
-            await branch.aclose(drain=drain)
+        streams = self._streams()
+        for stream in streams:
+            stream._shut()
+        try:
+            if drain and not self._is_called_by_handler():
+                for stream in streams:
+                    await stream._wind_down()
+        finally:
+            ending = [runner for stream in streams for runner in stream._end()]
+        for runner in ending:
+            await runner.finish()
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,8 +206,8 @@ class TopicStream:
     ) -> None:
         await self.aclose(drain=kind is None)
 
-    def _branch(self, name: str, instead: "_Branch | None" = None) -> "_Branch":
-        """The stream of a topic, of which there is one at a time; `instead`, if there is none."""
+    def _branch(self, name: str) -> "_Branch":
+        """The stream of a topic, of which there is one at a time."""
         branch = self._topics.get(name)
         if branch is not None:
             return branch
@@ -171,7 +217,12 @@ class TopicStream:
             if branch is None:
                 if self._closed:
                     raise StreamClosed("the stream has been closed; it has no more topics")
-                branch = self._topics[name] = instead or _Branch(self, name)
+                branch = self._held.pop(name, None)
+                if branch is None:
+                    branch = _Branch(self, name)
+                else:
+                    self._gone.subtract(branch.counted)
+                self._topics[name] = branch
                 branch.last_event = branch.looked_at = self._clock()
         self._sweep()
         return branch
@@ -186,12 +237,35 @@ class TopicStream:
                 if branch is None or branch.looked_at > since:
                     self._sweep_due = now + self.idle_ttl / 8
                     return
-                if branch.last_event > since or branch.is_subscribed():
-                    branch.looked_at = now
-                    self._topics.move_to_end(name)
+                branch.looked_at = now
+                if branch.is_idle(since):
+                    self._let_go(branch, since)
                 else:
-                    del self._topics[name]
-                    self._gone = _sum(self._gone, branch.statistics())
+                    self._topics.move_to_end(name)
+
+    def _let_go(self, branch: "_Branch", since: float) -> None:
+        """Forget a topic, unless it was used at this very moment. The lock is held."""
+        name = branch.name
+        del self._topics[name]
+        # Whoever uses a topic does so first and then looks whether it is still among them.
+        if not branch.is_idle(since):
+            self._topics[name] = branch
+            return
+        branch.counted = _counts(branch.statistics())
+        self._gone.update(branch.counted)
+        self._held[name] = branch
+
+    def _dismiss(self, branch: "_Branch") -> None:
+        """Forget a topic that was closed."""
+        with self._lock:
+            if self._topics.get(branch.name) is branch:
+                del self._topics[branch.name]
+                self._gone.update(_counts(branch.statistics()))
+            elif self._held.get(branch.name) is branch:
+                del self._held[branch.name]
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
 
 
 class _Shared(InMemoryStream):
@@ -201,32 +275,42 @@ class _Shared(InMemoryStream):
         super().__init__(0)
         self._owner = root
 
-    def has_subscribers(self, topic: str) -> bool:
-        return self._index.has_exact(topic)
-
-    def known(self, topic: str) -> tuple[Subscription, ...] | None:
-        return self._index.answers.get(topic)
-
     def match(self, topic: str) -> tuple[Subscription, ...]:
         with self._lock:
+            self._tidy()
             return self._index.match(topic)
 
 
 class _Branch(InMemoryStream):
-    """One topic: its own subscribers, then those that topics share."""
+    """One topic: its own subscribers, then those that topics share.
+
+    Attributes:
+        name: the topic.
+        last_event: when an event was last published, by the stream's clock.
+        looked_at: when somebody last looked whether it is idle.
+        counted: what it had counted when it was let go.
+    """
 
     def __init__(self, root: TopicStream, name: str) -> None:
         super().__init__()
         self.name = name
         self.last_event = 0.0
         self.looked_at = 0.0
+        self.counted: dict[str, int] = {}
         self._root = root
         self._owner = root
         self._crowd = root._shared._crowd
+        # Whom events are for, as long as those who share the topics are these.
+        self._targets: tuple[Subscription, ...] | None = None
         self._sharing: tuple[Subscription, ...] | None = None
+        self._find_shared = root._shared._index.answers.get
+        self._find_targets = self._find_known_targets
 
-    def is_subscribed(self) -> bool:
-        return bool(self._subscriptions) or self._root._shared.has_subscribers(self.name)
+    def is_idle(self, since: float) -> bool:
+        """Whether it has no subscribers of its own, and its last event is older than that."""
+        if self.last_event > since or self._subscriptions:
+            return False
+        return not self._root._shared._index.has_exact(self.name)
 
     async def publish(self, event: Event) -> None:
         await super().publish(event.with_topic(self.name))
@@ -239,37 +323,45 @@ class _Branch(InMemoryStream):
 
     def _append(self, event: Event) -> None:
         root = self._root
-        live = root._branch(self.name, self)
-        if live is not self:  # this one was let go, and the topic has been made again since
-            live._append(event)
-            return
         self.last_event = now = root._clock()
+        if root._topics.get(self.name) is not self:
+            self._return()
         if now >= root._sweep_due:
             root._sweep()
-        self._look_up_sharing()
         super()._append(event)
 
-    def _look_up_sharing(self) -> None:
-        """Forget whom events are for when those who share the topics have changed."""
-        known = self._root._shared.known(self.name)
-        if known is None or known is not self._sharing:
-            self._sharing = self._root._shared.match(self.name)
-            self._index.answers.clear()
+    def _return(self) -> None:
+        """Be among the topics again. One that was closed is not, and another takes its place."""
+        if not self._closed:
+            self._root._branch(self.name)
+
+    def _find_known_targets(self, topic: object) -> tuple[Subscription, ...] | None:
+        """Whom events are for, if that is known. The lock is held."""
+        known = self._find_shared(self.name)
+        return self._targets if known is not None and known is self._sharing else None
 
     def _route(self, event: Event) -> tuple[Subscription, ...]:
-        found = self._index.answers.get(self.name)
-        if found is None:
-            found = self._index.match(self.name) + (self._sharing or ())
-            self._index.answers[self.name] = found
-        return found
+        self._tidy()
+        self._sharing = self._root._shared.match(self.name)
+        self._targets = self._index.match(self.name) + self._sharing
+        return self._targets
+
+    def _tidy(self) -> None:
+        """Called whenever the index has changed or is about to. The lock is held."""
+        super()._tidy()
+        self._targets = None
 
     def _subscribe(self, *args: Any, **options: Any) -> Subscription:
-        live = self._root._branch(self.name, self)
-        return (
-            super()._subscribe(*args, **options)
-            if live is self
-            else live._subscribe(*args, **options)
-        )
+        subscription = super()._subscribe(*args, **options)
+        self._return()
+        return subscription
+
+    async def aclose(self, *, drain: bool = True) -> None:
+        """`InMemoryStream.aclose`, of this topic. Who uses the topic later has it made anew."""
+        try:
+            await super().aclose(drain=drain)
+        finally:
+            self._root._dismiss(self)
 
 
 class _AsStream(Stream):
@@ -293,7 +385,7 @@ class _AsStream(Stream):
         return await self._topics.unsubscribe(subscription_id)
 
     async def finish(self, subscription_id: str) -> bool:
-        return await self._topics._shared.finish(subscription_id)
+        return await self._topics._finish(subscription_id)
 
     def statistics(self) -> StreamStatistics:
         return self._topics.statistics()
@@ -302,13 +394,9 @@ class _AsStream(Stream):
         await self._topics.aclose(drain=drain)
 
 
-def _sum(one: StreamStatistics, other: StreamStatistics) -> StreamStatistics:
-    return StreamStatistics(
-        published=one.published + other.published,
-        refused=one.refused + other.refused,
-        dropped=one.dropped + other.dropped,
-        failed=one.failed + other.failed,
-        buffered=one.buffered + other.buffered,
-        subscribers=one.subscribers + other.subscribers,
-        queues={**one.queues, **other.queues},
-    )
+_COUNTS = ("published", "refused", "dropped", "failed")
+
+
+def _counts(statistics: StreamStatistics) -> dict[str, int]:
+    """What goes on counting when a topic is let go."""
+    return {name: getattr(statistics, name) for name in _COUNTS}
