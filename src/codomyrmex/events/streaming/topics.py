@@ -131,7 +131,9 @@ def _selectors(topics: object) -> tuple[_Selector, ...]:
 
 
 def matches(topics: TopicFilter, topic: str | None) -> bool:
-    """Whether an event with this topic (None: without one) is among what was subscribed to.
+    """Whether an event with this topic is among what was subscribed to.
+
+    None stands for an event without one. What else is not a string matches only ``*``.
 
     Raises:
         TopicError: `topics` cannot be a topic filter.
@@ -139,7 +141,7 @@ def matches(topics: TopicFilter, topic: str | None) -> bool:
     for selector in _selectors(topics):
         if selector == _EVERY:
             return True
-        if topic is None:
+        if not isinstance(topic, str):
             continue
         if isinstance(selector, Exact):
             if selector.topic == topic:
@@ -186,12 +188,13 @@ class TopicIndex(Generic[T]):
         return len(self._selectors)
 
     def add(self, key: str, topics: TopicFilter, value: T) -> None:
-        """Put a value under a filter; `key` names it for `discard`.
+        """Put a value under a filter; `key` names it for `discard`, and replaces what has it.
 
         Raises:
             TopicError: `topics` cannot be a topic filter.
         """
         selectors = _selectors(topics)
+        self.discard(key)
         self._serial += 1
         entry = (self._serial, value)
         for selector in selectors:
@@ -203,7 +206,7 @@ class TopicIndex(Generic[T]):
                 entries[key] = entry
                 if len(entries) > 1 or self._every or self._patterns:
                     self.answers.pop(selector.topic, None)
-                elif len(self.answers) < _CACHED_TOPICS:
+                elif len(self.answers) < _CACHED_TOPICS and not is_pattern(selector.topic):
                     self.answers[selector.topic] = (value,)  # the usual case, known already
             else:
                 self._add_pattern(selector, key, entry)
