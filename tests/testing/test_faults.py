@@ -117,6 +117,20 @@ class TestCancelAtEveryAwait:
         assert cancel_at_every_await(scenario) == 2
         assert cancelled == [("first", 0.0), ("first", 5.0), ("second", 5.0), ("second", 10.0)]
 
+    def test_what_the_scenario_waits_for_has_begun(self) -> None:
+        events = []
+
+        async def work() -> None:
+            events.append("begun")
+            await asyncio.sleep(1)
+            events.append("ended")
+
+        async def scenario() -> None:
+            await asyncio.create_task(work())
+
+        assert cancel_at_every_await(scenario) == 1
+        assert events == ["begun", "begun", "ended", "begun", "ended"]
+
     def test_finds_an_item_lost_as_it_arrives(self) -> None:
         class Mailbox:
             def __init__(self) -> None:
@@ -281,6 +295,8 @@ class TestCancelAtEveryAwait:
             await asyncio.sleep(1)
 
         assert cancel_at_every_await(scenario, limit=2) == 2
+        with pytest.raises(RuntimeError, match="1 times"):
+            cancel_at_every_await(scenario, limit=1)
 
     def test_runs_in_real_time_if_asked(self) -> None:
         loops = []

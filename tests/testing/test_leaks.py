@@ -227,22 +227,61 @@ class TestLeaks:
         with pytest.raises(StopAsyncIteration):
             kept[0].__anext__().send(None)
 
-    def test_not_a_dropped_generator_even_if_it_takes_time_to_close(self) -> None:
+    @pytest.mark.parametrize("turns", range(4))
+    def test_not_a_dropped_generator_even_if_it_takes_time_to_close(self, turns: int) -> None:
         async def outer() -> AsyncGenerator[int, None]:
             try:
                 async for number in naturals():
                     yield number
             finally:
-                await asyncio.sleep(30)
+                await asyncio.sleep(5)
                 closed.append("outer")
 
         async def main() -> None:
             async for _ in outer():
                 break
+            for _ in range(turns):
+                await asyncio.sleep(0)
 
         closed: list[str] = []
         run(main())
         assert closed == ["outer"]
+
+    def test_not_a_generator_dropped_while_a_task_is_cancelled(self) -> None:
+        async def slow() -> AsyncGenerator[int, None]:
+            try:
+                yield 1
+            finally:
+                await asyncio.sleep(5)
+                closed.append("slow")
+
+        async def linger() -> None:
+            try:
+                await asyncio.sleep(10)
+            finally:
+                async for _ in slow():
+                    break
+
+        async def main() -> None:
+            tasks.append(asyncio.create_task(linger(), name="lingers"))
+            await asyncio.sleep(0)
+
+        tasks: list[asyncio.Task[None]] = []
+        closed: list[str] = []
+        with pytest.raises(LeakError) as caught:
+            run(main())
+        assert len(caught.value.tasks) == 1
+        assert not caught.value.generators
+        assert closed == ["slow"]
+
+    def test_not_a_generator_that_the_loop_was_told_to_close(self) -> None:
+        async def main() -> None:
+            kept.append(naturals())
+            await anext(kept[0])
+            await asyncio.get_running_loop().shutdown_asyncgens()
+
+        kept: list[AsyncGenerator[int, None]] = []
+        run(main())
 
     def test_a_dropped_generator_that_never_closes(self, caplog: pytest.LogCaptureFixture) -> None:
         async def stuck() -> AsyncGenerator[int, None]:

@@ -95,10 +95,10 @@ def run(
         try:
             result = loop.run_until_complete(task)
         except BaseException as error:
-            for line in watch.clean_up(task).errors:
+            for line in watch.clean_up().errors:
                 error.add_note(f"left behind: {line}")
             raise
-        leaks = watch.clean_up(task)
+        leaks = watch.clean_up()
         if any(leaks.args):
             raise leaks from watch.cause
         return result
@@ -115,6 +115,7 @@ class _Watch:
         self._generators: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closing: dict[asyncio.Task[Any], str] = {}
         self._left: dict[asyncio.Task[Any], str] = {}
+        self._stuck: set[asyncio.Task[Any]] = set()
         self._timers: list[asyncio.TimerHandle] = []
         self._complaints: list[str] = []
         self._errors: list[BaseException] = []
@@ -143,10 +144,8 @@ class _Watch:
             if isinstance(self._loop, VirtualTimeLoop):
                 self._timers = self._loop.timers()
 
-    def clean_up(self, main: asyncio.Task[Any]) -> LeakError:
+    def clean_up(self) -> LeakError:
         """End all that is left, let the loop go, and return what was found."""
-        if main.done() and not main.cancelled():
-            main.exception()  # It is the caller's now: asyncio need not complain.
         self._loop.set_debug(False)  # Debugging the clean-up would take longer than most tests.
         leaks = self._loop.run_until_complete(self._clean_up())
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -176,7 +175,10 @@ class _Watch:
                 context = {"message": message, "exception": task.exception()}
                 self._complain(self._loop, context)
         return LeakError(
-            [line if task.done() else f"{line}, {_STUCK}" for task, line in self._left.items()],
+            [
+                f"{line}, {_STUCK}" if task in self._stuck else line
+                for task, line in self._left.items()
+            ],
             [repr(timer) for timer in self._timers if not timer.cancelled()],
             generators,
             list(self._complaints),
@@ -185,10 +187,12 @@ class _Watch:
     async def _wait_for(self, tasks: set[asyncio.Task[Any]]) -> None:
         """Wait for tasks and closing generators to end, for as long as any of them gets there."""
         await asyncio.sleep(0)
-        while ending := {task for task in (*tasks, *self._closing) if not task.done()}:
+        while (
+            ending := {task for task in (*tasks, *self._closing) if not task.done()} - self._stuck
+        ):
             ended, _ = await asyncio.wait(ending, timeout=_PATIENCE)
             if not ended:
-                break
+                self._stuck |= ending
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
