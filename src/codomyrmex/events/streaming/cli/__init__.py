@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Final
 
-from codomyrmex.events.streaming.errors import MissingExtra
+from ..errors import MissingExtra
 
 __all__ = ["main"]
 
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(arguments: argparse.Namespace) -> None:
     if any(importlib.util.find_spec(module) is None for module in _SERVER_MODULES):
         raise MissingExtra("serve", "server")
-    from codomyrmex.events.streaming.server import serve  # noqa: PLC0415 - needs the extra
+    from ..server import serve  # noqa: PLC0415 - needs the extra
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 

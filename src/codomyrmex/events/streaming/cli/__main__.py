@@ -2,6 +2,6 @@
 
 import sys
 
-from codomyrmex.events.streaming.cli import main
+from . import main
 
 sys.exit(main())

@@ -6,6 +6,6 @@ and `websocket.py` the endpoints; `connection.py` one streaming answer, which no
 `assets.py` and `page/` the live page. Nothing here needs more than the standard library.
 """
 
-from codomyrmex.events.streaming.hub.app import Hub
+from .app import Hub
 
 __all__ = ["Hub"]

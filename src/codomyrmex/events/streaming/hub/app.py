@@ -16,13 +16,13 @@ from http import HTTPMethod, HTTPStatus
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from codomyrmex.events.streaming.stream import SSEStream
-
-from codomyrmex.events.streaming.codec import json
-from codomyrmex.events.streaming.hub.assets import ASSETS, INDEX
-from codomyrmex.events.streaming.hub.connection import Connection
-from codomyrmex.events.streaming.hub.hosts import Hosts
-from codomyrmex.events.streaming.hub.http import (
+from ..codec import json
+from ..models import Event
+from ..stream import SSEStream
+from .assets import ASSETS, INDEX
+from .connection import Connection
+from .hosts import Hosts
+from .http import (
     NO_STORE,
     ClientGone,
     Headers,
@@ -32,9 +32,9 @@ from codomyrmex.events.streaming.hub.http import (
     Scope,
     Send,
 )
-from codomyrmex.events.streaming.hub.publish import publish_body
-from codomyrmex.events.streaming.hub.subscribe import EventStream, subscribe
-from codomyrmex.events.streaming.hub.websocket import EventSocket
+from .publish import publish_body
+from .subscribe import EventStream, subscribe
+from .websocket import EventSocket
 
 __all__ = ["Hub"]
 
@@ -86,7 +86,7 @@ class Hub:
     ) -> None:
         self._hosts = Hosts(allowed_hosts, allowed_origins)
         self._owns_stream = stream is None
-        self._stream = stream or SSEStream(buffer_size=_BUFFER_SIZE)
+        self._stream = SSEStream(buffer_size=_BUFFER_SIZE) if stream is None else stream
         self._max_event_bytes = max_event_bytes
         self._write_timeout = write_timeout
         self._reconnect_seconds = reconnect_seconds
@@ -106,7 +106,7 @@ class Hub:
         New requests are refused from now on. Safe to call again.
         """
         self._closed = True
-        self._idle = asyncio.Event()
+        self._idle = self._idle or asyncio.Event()
         if self._connections:
             for connection in self._connections:
                 connection.close(deadline)
@@ -171,26 +171,24 @@ class Hub:
         answer = EventStream(request, self._reconnect_seconds)
         with self._open(request) as connection:
             async with aclosing(await subscribe(self._stream, answer.wanted)) as events:
-                await answer.send_head(connection)
-                if request.method == HTTPMethod.HEAD:
-                    return
-                await connection.race(answer.send_events(connection, events), connection.gone())
-            await answer.send_end(connection, _reason(connection))
+                await connection.race(answer.send(connection, events), connection.gone())
+            if request.method != HTTPMethod.HEAD:
+                await answer.send_end(connection, _reason(connection))
 
     async def _publish(self, request: Request) -> None:
         topic = request.path.removeprefix("/events/")
-        body = b""
+        published: Event | None = None
 
-        async def read() -> None:
-            nonlocal body
+        async def publish() -> None:
+            nonlocal published
             body = await request.body(self._max_event_bytes)
+            published = await publish_body(self._stream, request, topic, body)
 
         with self._open(request) as connection:
-            await connection.race(read())
-            if connection.closing:
-                raise _closed()
-        event = await publish_body(self._stream, request, topic, body)
-        await request.answer_json(HTTPStatus.CREATED, {"id": event.id, "topic": topic})
+            await connection.race(publish())
+        if published is None:
+            raise _closed()
+        await request.answer_json(HTTPStatus.CREATED, {"id": published.id, "topic": topic})
 
     async def _health(self, request: Request) -> None:
         if self._closed:
@@ -233,13 +231,12 @@ class Hub:
             socket = EventSocket(request, self._stream, self._max_event_bytes)
             with self._open(request) as connection:
                 async with aclosing(await subscribe(self._stream, socket.wanted)) as events:
-                    await connection.write({"type": "websocket.accept"})
                     await connection.race(
-                        socket.send_events(connection, events), socket.answer_messages(connection)
+                        socket.send(connection, events), socket.answer_messages(connection)
                     )
-                    await socket.send_end(connection, _reason(connection))
-        except OSError:
-            pass  # the client left during the handshake
+                await socket.send_end(connection, _reason(connection))
+        except ClientGone:
+            pass
         except Refusal as refusal:
             await _refuse_handshake(request, refusal)
 

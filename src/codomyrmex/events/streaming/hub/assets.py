@@ -7,7 +7,7 @@ import hashlib
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-from codomyrmex.events.streaming.hub.http import Headers, Request
+from .http import Headers, Request
 
 __all__ = ["ASSETS", "INDEX", "Asset"]
 

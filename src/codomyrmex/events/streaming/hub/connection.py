@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final
 
-from codomyrmex.events.streaming.hub.http import Message, Receive, Scope, Send
+from .http import ClientGone, Message, Receive, Scope, Send
 
 __all__ = ["ABORT_EXTENSION", "Connection", "SlowReader"]
 
@@ -31,7 +31,16 @@ class Connection:
         write_timeout: how long, in seconds, one write may wait for the client to read.
     """
 
-    __slots__ = ("_abort", "_closing", "_is_gone", "_loop", "_receive", "_send", "_write_timeout")
+    __slots__ = (
+        "_abort",
+        "_closing",
+        "_is_gone",
+        "_loop",
+        "_receive",
+        "_send",
+        "_type",
+        "_write_timeout",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, write_timeout: float) -> None:
         extension = (scope.get("extensions") or {}).get(ABORT_EXTENSION)
@@ -41,6 +50,7 @@ class Connection:
         self._is_gone = False
         self._receive = receive
         self._send = send
+        self._type: str = scope["type"]
         self._write_timeout = write_timeout
 
     @property
@@ -62,13 +72,22 @@ class Connection:
 
         Raises:
             SlowReader: the client read nothing for the write timeout.
-            OSError: the client is gone (the ASGI specification, 2.4 and later).
+            ClientGone: there is no client any more.
         """
         try:
             async with asyncio.timeout(self._write_timeout):
                 await self._send(message)
         except TimeoutError:
             raise SlowReader from None
+        except OSError as error:  # the ASGI specification, 2.4 and later
+            self._is_gone = True
+            raise ClientGone from error
+        except RuntimeError as error:
+            # What uvicorn raises once it has closed a WebSocket whose client does not answer pings.
+            if self._type != "websocket":
+                raise
+            self._is_gone = True
+            raise ClientGone from error
 
     async def receive(self) -> Message | None:
         """Return the next message that the client sent; None when it is gone."""
@@ -86,8 +105,11 @@ class Connection:
     async def race(self, *runners: Coroutine[Any, Any, None]) -> None:
         """Run all of them until one ends or the connection closes, then end the others.
 
-        What a runner raises is raised here, but for a client that is gone, which is how streams
-        end, and a client that does not read, which is cut off.
+        What a runner raises is raised here.
+
+        Raises:
+            ClientGone: a write found that there is no client any more, or one that does not read,
+                which is cut off.
         """
         tasks = [self._loop.create_task(runner) for runner in runners]
         try:
@@ -96,12 +118,12 @@ class Connection:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        for task in tasks:
-            error = None if task.cancelled() else task.exception()
-            if isinstance(error, SlowReader):
+        errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
+        for error in errors:
+            if isinstance(error, SlowReader | ClientGone):
                 await self._cut()
-            elif error is not None and not isinstance(error, OSError):
-                raise error
+                raise ClientGone from error
+            raise error
 
     async def say_last(self, *messages: Message) -> None:
         """Send the last words to a client that may be gone or not reading any more."""
@@ -112,7 +134,7 @@ class Connection:
                 await self.write(message)
         except SlowReader:
             await self._cut()
-        except OSError:
+        except ClientGone:
             pass
 
     async def _cut(self) -> None:
@@ -120,6 +142,8 @@ class Connection:
         if self._abort is None:
             return
         self._abort()
+        if self._is_gone:
+            return
         # To return before the server has noticed would be an incomplete answer in its eyes.
         with suppress(TimeoutError):
             async with asyncio.timeout(1.0):

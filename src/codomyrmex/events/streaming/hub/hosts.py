@@ -15,7 +15,7 @@ from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
 
-from codomyrmex.events.streaming.hub.http import Refusal, Request
+from .http import Refusal, Request
 
 __all__ = ["Hosts"]
 

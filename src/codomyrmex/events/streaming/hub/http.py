@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from codomyrmex.events.streaming.codec import json
+from ..codec import json
 
 __all__ = [
     "NO_STORE",
@@ -40,7 +40,7 @@ _MAX_QUERY_FIELDS: Final = 1000
 
 
 class ClientGone(Exception):
-    """The client left before its request was complete: there is nobody to answer."""
+    """The client left: there is nobody to answer."""
 
 
 class Refusal(Exception):

@@ -3,21 +3,18 @@
 from http import HTTPStatus
 from typing import Any, Final
 
-from codomyrmex.events.streaming.stream import SSEStream
-
-from codomyrmex.events.streaming.codec import json
-from codomyrmex.events.streaming.errors import DecodeError, StreamClosed, StreamingError
-from codomyrmex.events.streaming.hub.http import Refusal, Request
-from codomyrmex.events.streaming.models import Event, EventType
-from codomyrmex.events.streaming.topics import check_topic
+from ..codec import json
+from ..errors import DecodeError, StreamClosed, StreamingError
+from ..models import Event, EventType
+from ..stream import SSEStream
+from ..topics import check_topic
+from .http import Refusal, Request
 
 __all__ = ["publish_body", "publish_value"]
 
-# Types that mean something to every reader of a stream: a client that could send them could
-# make others believe that the stream itself spoke.
-_OWN_TYPES: Final = frozenset(
-    {EventType.HEARTBEAT, EventType.CONNECT, EventType.DISCONNECT, EventType.ERROR}
-)
+# Their frames carry no id, since they are how a stream speaks of itself: a client that sent them
+# could make every reader believe that the stream did.
+_OWN_TYPES: Final = frozenset({EventType.HEARTBEAT, EventType.CONNECT, EventType.DISCONNECT})
 
 
 async def publish_body(stream: SSEStream, request: Request, topic: str, body: bytes) -> Event:

@@ -12,13 +12,12 @@ from collections.abc import AsyncGenerator, Callable
 from http import HTTPMethod, HTTPStatus
 from typing import Final
 
-from codomyrmex.events.streaming.stream import SSEStream
-
-from codomyrmex.events.streaming.codec import json, sse
-from codomyrmex.events.streaming.errors import StreamClosed, StreamingError
-from codomyrmex.events.streaming.hub.connection import Connection
-from codomyrmex.events.streaming.hub.http import NO_STORE, Refusal, Request
-from codomyrmex.events.streaming.models import Event, EventType
+from ..codec import json, sse
+from ..errors import StreamClosed, StreamingError
+from ..models import Event, EventType
+from ..stream import SSEStream
+from .connection import Connection
+from .http import NO_STORE, Refusal, Request
 
 __all__ = ["EventStream", "SubscribeRequest", "subscribe"]
 
@@ -67,16 +66,15 @@ async def subscribe(stream: SSEStream, wanted: SubscribeRequest) -> AsyncGenerat
     return stream.events(subscribed.id, wanted.last_event_id)
 
 
-def _data_frame(event: Event) -> str:
-    return event.to_sse()
-
-
 def _event_frame(event: Event) -> str:
     # No event line: EventSource gives it to `onmessage` whatever the type, which is in the event.
     return sse.encode(event.to_json(), id=event.id)
 
 
-_FORMATS: Final[dict[str, Callable[[Event], str]]] = {"data": _data_frame, "event": _event_frame}
+_FORMATS: Final[dict[str, Callable[[Event], str]]] = {
+    "data": Event.to_sse,
+    "event": _event_frame,
+}
 
 
 class EventStream:
@@ -102,8 +100,11 @@ class EventStream:
         self.wanted = SubscribeRequest(request)
         self._reconnect_seconds = reconnect_seconds
 
-    async def send_head(self, connection: Connection) -> None:
-        """Send the answer's head; to HEAD, that is all of it."""
+    async def send(self, connection: Connection, events: AsyncGenerator[Event, None]) -> None:
+        """Send the head, the first frame and then every event, until the stream ends.
+
+        To HEAD, the head is all of it.
+        """
         await connection.write(
             {
                 "type": "http.response.start",
@@ -118,11 +119,7 @@ class EventStream:
         )
         if self._request.method == HTTPMethod.HEAD:
             await connection.write({"type": "http.response.body", "body": b""})
-
-    async def send_events(
-        self, connection: Connection, events: AsyncGenerator[Event, None]
-    ) -> None:
-        """Send the first frame and then every event, until the stream ends."""
+            return
         await connection.write(_body(self._connect_frame()))
         async for event in events:
             text = self._text(event)

@@ -14,17 +14,17 @@ Every `publish` is answered, in order, by `published` or `error`; an error ends 
 
 import logging
 from collections.abc import AsyncGenerator
+from http import HTTPStatus
 from typing import Any
 
-from codomyrmex.events.streaming.stream import SSEStream
-
-from codomyrmex.events.streaming.codec import json
-from codomyrmex.events.streaming.errors import StreamingError
-from codomyrmex.events.streaming.hub.connection import Connection
-from codomyrmex.events.streaming.hub.http import Refusal, Request
-from codomyrmex.events.streaming.hub.publish import publish_value
-from codomyrmex.events.streaming.hub.subscribe import SubscribeRequest
-from codomyrmex.events.streaming.models import Event, EventType
+from ..codec import json
+from ..errors import DecodeError, StreamingError
+from ..models import Event, EventType
+from ..stream import SSEStream
+from .connection import Connection
+from .http import Message, Refusal, Request
+from .publish import publish_value
+from .subscribe import SubscribeRequest
 
 __all__ = ["EventSocket"]
 
@@ -52,10 +52,9 @@ class EventSocket:
         self._stream = stream
         self._max_message_bytes = max_message_bytes
 
-    async def send_events(
-        self, connection: Connection, events: AsyncGenerator[Event, None]
-    ) -> None:
-        """Tell what was subscribed to and then every event, until the stream ends."""
+    async def send(self, connection: Connection, events: AsyncGenerator[Event, None]) -> None:
+        """Accept it, tell what was subscribed to and then every event, until the stream ends."""
+        await connection.write({"type": "websocket.accept"})
         wanted = self.wanted
         await connection.write(
             _text(
@@ -87,26 +86,8 @@ class EventSocket:
             {"type": "websocket.close", "code": _SERVICE_RESTART, "reason": reason},
         )
 
-    async def _publish(self, message: Any) -> Event:
-        text = message.get("text")
-        if text is None:
-            raise Refusal(400, "messages are text: one JSON object each")
-        if len(text) > self._max_message_bytes or len(text.encode()) > self._max_message_bytes:
-            raise Refusal(413, f"the message is larger than {self._max_message_bytes} bytes")
-        try:
-            value = json.decode(text)
-        except StreamingError as error:
-            raise Refusal(400, str(error)) from None
-        if not isinstance(value, dict) or list(value) != ["publish"]:
-            raise Refusal(400, 'a message is an object with one key: {"publish": {…}}')
-        fields = value["publish"]
-        if not isinstance(fields, dict) or not {"topic", "data"} <= fields.keys():
-            raise Refusal(400, 'publish takes an object: {"topic": …, "data": …}')
-        if unknown := fields.keys() - _PUBLISH_FIELDS:
-            raise Refusal(400, f"publish has no {min(unknown)!r:.60}")
-        for name in ("topic", "type", "id"):
-            if not isinstance(fields.get(name, ""), str):
-                raise Refusal(400, f"{name} is a string")
+    async def _publish(self, message: Message) -> Event:
+        fields = _what_to_publish(message.get("text"), self._max_message_bytes)
         return await publish_value(
             self._stream,
             fields["topic"],
@@ -125,6 +106,37 @@ class EventSocket:
         except StreamingError:
             logger.exception("event %s cannot be sent and is left out", event.id)
             return None
+
+
+def _what_to_publish(text: str | None, max_bytes: int) -> dict[str, Any]:
+    """Return the fields of a message `publish`.
+
+    Raises:
+        Refusal: the message is another, or none at all.
+    """
+    if text is None:
+        raise _wrong("messages are text: one JSON object each")
+    if len(text) > max_bytes or len(text.encode()) > max_bytes:
+        raise _wrong(f"the message is larger than {max_bytes} bytes")
+    try:
+        value = json.decode(text)
+    except DecodeError as error:
+        raise _wrong(str(error)) from None
+    if not isinstance(value, dict) or list(value) != ["publish"]:
+        raise _wrong('a message is an object with one key: {"publish": {…}}')
+    fields = value["publish"]
+    if not isinstance(fields, dict) or not {"topic", "data"} <= fields.keys():
+        raise _wrong('publish takes an object: {"topic": …, "data": …}')
+    if unknown := fields.keys() - _PUBLISH_FIELDS:
+        raise _wrong(f"publish has no {min(unknown)!r:.60}")
+    for name in ("topic", "type", "id"):
+        if not isinstance(fields.get(name, ""), str):
+            raise _wrong(f"{name} is a string")
+    return fields
+
+
+def _wrong(reason: str) -> Refusal:
+    return Refusal(HTTPStatus.BAD_REQUEST, reason)
 
 
 def _text(**value: object) -> dict[str, object]:

@@ -4,7 +4,7 @@ Needs the extra `server`. This is the only room that knows the inside of uvicorn
 in an application of one's own, `hub` is enough.
 """
 
-from codomyrmex.events.streaming.server.host_metrics import HostMetrics
-from codomyrmex.events.streaming.server.serve import serve
+from .host_metrics import HostMetrics
+from .serve import serve
 
 __all__ = ["HostMetrics", "serve"]

@@ -22,10 +22,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import psutil
-from codomyrmex.events.streaming.processors import StreamProcessor
-from codomyrmex.events.streaming.stream import InMemoryStream, Stream
 
-from codomyrmex.events.streaming.models import Event
+from ..models import Event
+from ..processors import StreamProcessor
+from ..stream import InMemoryStream, Stream
 
 __all__ = ["HostMetrics"]
 

@@ -14,9 +14,9 @@ from typing import Final
 
 import uvicorn
 
-from codomyrmex.events.streaming.hub import Hub
-from codomyrmex.events.streaming.hub.connection import ABORT_EXTENSION
-from codomyrmex.events.streaming.hub.http import Receive, Scope, Send
+from ..hub import Hub
+from ..hub.connection import ABORT_EXTENSION
+from ..hub.http import Receive, Scope, Send
 
 __all__ = ["HubServer"]
 
@@ -80,7 +80,7 @@ class HubServer(uvicorn.Server):
 class _WithAbort:
     """Gives an application a way to cut a connection, which ASGI does not have."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

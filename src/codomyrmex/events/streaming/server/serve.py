@@ -10,11 +10,11 @@ from typing import Final
 
 import psutil
 import uvicorn
-from codomyrmex.events.streaming.stream import SSEStream
 
-from codomyrmex.events.streaming.hub import Hub
-from codomyrmex.events.streaming.server.host_metrics import HostMetrics
-from codomyrmex.events.streaming.server.hub_server import HubServer
+from ..hub import Hub
+from ..stream import SSEStream
+from .host_metrics import HostMetrics
+from .hub_server import HubServer
 
 __all__ = ["serve"]
 

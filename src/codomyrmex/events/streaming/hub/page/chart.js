@@ -4,6 +4,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const TOP = 8;
 const BOTTOM = 18;
+const RIGHT = 4; // for the dot at the end of a line
 const LONGEST_GAP = 3.5; // seconds between two values that are still joined by a line
 
 const element = (name, attributes = {}, text = "") => {
@@ -89,7 +90,7 @@ export class LineChart {
     const largest = Math.max(0, ...points.flatMap((point) => point.values));
     const ceiling = this.#ceiling(largest);
     const floor = height - BOTTOM;
-    const x = (time) => width - ((this.#now - time) / this.#seconds) * width;
+    const x = (time) => (width - RIGHT) * (1 - (this.#now - time) / this.#seconds);
     const y = (value) => floor - (Math.min(value, ceiling) / ceiling) * (floor - TOP);
 
     const parts = [];

@@ -236,7 +236,7 @@ source.addEventListener("message", ({ data }) => {
     card.add(time, event.data);
     // A restarted machine's clock may have gone back.
     if (time > newest.time || time < newest.time - SECONDS) newest = { time, at: performance.now() };
-    source.longestSilence = 15000;
+    source.longestSilence = 6000; // there is one every second
     drawSoon();
   }
   keep(rowOf(event));
@@ -244,7 +244,7 @@ source.addEventListener("message", ({ data }) => {
 
 source.addEventListener("stream.gap", () => {
   // The first request asks for whatever there is: nothing of it can be missing.
-  if (toldLive) keep(noteRow("Some events between these were not kept for this page."));
+  if (toldLive) keep(noteRow("The stream was interrupted here: some events may be missing."));
 });
 source.addEventListener("stream.lost", ({ data }) => {
   keep(noteRow(`This page was too slow: events were left out. ${data}`));
