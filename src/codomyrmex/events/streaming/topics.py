@@ -288,17 +288,11 @@ class TopicIndex(Generic[T]):
     def _match(self, topic: str | None) -> tuple[T, ...]:
         if topic is None:
             return tuple(value for _, value in self._every.values())
-        exact = self._exact.get(topic)
-        if not self._patterns:  # in the usual case there is nothing to merge
-            if exact is None:
-                return tuple(value for _, value in self._every.values())
-            if not self._every:
-                return tuple(value for _, value in exact.values())
-        found = dict(self._every)
-        if exact is not None:
-            found.update(exact)
-        if self._patterns:
-            self._match_patterns(topic.split("."), found)
+        every, exact = self._every, self._exact.get(topic, {})
+        if not self._patterns and not (every and exact):  # the usual case: nothing to merge
+            return tuple(value for _, value in (every or exact).values())
+        found = {**every, **exact}
+        self._match_patterns(topic.split("."), found)
         return tuple(value for _, value in sorted(found.values(), key=itemgetter(0)))
 
     def _match_patterns(self, tokens: Sequence[str], found: dict[str, tuple[int, T]]) -> None:
