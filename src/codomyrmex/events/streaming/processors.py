@@ -9,15 +9,18 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
+from .errors import StreamingError
 from .models import Event, Subscription
 from .streams.base import Stream
 from .streams.pump import Pump
 from .streams.runner import is_async, is_cancellation
 from .streams.sinks import Sink, as_sink
+from .wakeups import Waiters, running_loop, wait_until, wake_all
 
 __all__ = ["ErrorPolicy", "ProcessorStatistics", "Retry", "StreamProcessor"]
 
@@ -62,7 +65,7 @@ class ProcessorStatistics:
         received: events that came from the source.
         filtered: events that a filter rejected, or that a map turned into None.
         delivered: events that every sink has taken.
-        failed: events that were left out because a function raised.
+        failed: events that were left out because a function raised, or was interrupted.
         in_flight: events that are being worked on now.
     """
 
@@ -90,8 +93,10 @@ class StreamProcessor:
     Args:
         source: a `Stream`, another stream of this library, or any async iterator of events.
         on_error: what happens to an event on which a function or sink raises: see `ErrorPolicy`.
-        max_concurrency: how many events may be in the maps and filters at a time.
-        ordered: False: with `max_concurrency`, events leave as soon as they are ready.
+        max_concurrency: how many events may be in work at a time. The sinks still get one after
+            the other, in order.
+        ordered: False: with `max_concurrency`, events leave as soon as they are ready, and the
+            sinks may get several at a time.
 
     As an async context manager it runs inside the block, and is drained at its end.
 
@@ -128,6 +133,7 @@ class StreamProcessor:
         self._subscription: Subscription | None = None
         self._pump: Pump | None = None
         self._tasks: deque[asyncio.Task[None]] = deque()
+        self._waiting_for_tasks: Waiters = deque()
         self._error: BaseException | None = None
         self._received = 0
         self._filtered = 0
@@ -189,7 +195,9 @@ class StreamProcessor:
         if self._subscription is not None:
             raise RuntimeError("the processor is running already")
         source = self.source
-        circular = any(target is source for target in self._targets)
+        circular = any(
+            source in (target, getattr(target, "__self__", None)) for target in self._targets
+        )
         if circular and not any(kind == _FILTER for kind, _ in self._stages):
             raise ValueError("a processor without a filter cannot feed its own source")
         self._error = None
@@ -203,8 +211,9 @@ class StreamProcessor:
             self._subscription = await stream.subscribe(handler)
         elif isinstance(source, AsyncIterable):
             self._subscription = Subscription(handler=handler)
-            self._pump = pump = Pump(self._subscription, aiter(source))
+            self._subscription._runner = pump = Pump(self._subscription, aiter(source))
             self._subscription._release = lambda _: pump.cancel()
+            self._pump = pump
         else:
             raise TypeError(f"events come from a stream or an async iterator, not from {source!r}")
         return self._subscription
@@ -215,8 +224,9 @@ class StreamProcessor:
         Raises:
             Exception: with the policy ``raise``, what a function raised.
         """
-        subscription, self._subscription = self._subscription, None
+        subscription = self._subscription
         if subscription is not None:
+            finished = False
             try:
                 if self._stream is not None:
                     await self._stream.finish(subscription.id)
@@ -224,11 +234,26 @@ class StreamProcessor:
                     self._pump.stop()
                     await self._pump.finish()
                 await self._finish_tasks()
+                finished = True
             finally:
                 subscription.cancel()
-                for task in tuple(self._tasks):
-                    task.cancel()
+                if not finished:
+                    self._interrupt(subscription)
+                if self._subscription is subscription:
+                    self._subscription = None
         self._raise_error()
+
+    def _interrupt(self, subscription: Subscription) -> None:
+        """Give up what is in work."""
+        if subscription._runner is not None:
+            subscription._runner.cancel()
+        for task in tuple(self._tasks):
+            loop = task.get_loop()
+            if loop is running_loop():
+                task.cancel()
+            else:
+                with suppress(RuntimeError):  # it is closed
+                    loop.call_soon_threadsafe(task.cancel)
 
     async def wait(self) -> None:
         """Wait until an iterator that is the source has ended and all it gave is processed.
@@ -246,11 +271,19 @@ class StreamProcessor:
         await self.stop()
 
     async def _finish_tasks(self) -> None:
-        while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        me = asyncio.current_task()  # in a function of the pipeline: it would wait for itself
+
+        def finished() -> bool:
+            return all(task is me for task in tuple(self._tasks))
+
+        while not finished():
+            await wait_until(self._waiting_for_tasks, finished)
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
+        if isinstance(error, asyncio.CancelledError):
+            # Raised as it is, it would pass for a cancellation of the caller.
+            raise StreamingError("what a function of the pipeline awaited was cancelled") from error
         if error is not None:
             raise error
 
@@ -264,7 +297,13 @@ class StreamProcessor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.stop()
+        try:
+            await self.stop()
+        except Exception as failure:
+            if error is None:
+                raise
+            # What the block raised comes out of it.
+            _logger.error("the pipeline had failed", exc_info=failure)
 
     def statistics(self) -> ProcessorStatistics:
         """Counts since the processor was made, as of now."""
@@ -319,9 +358,10 @@ class StreamProcessor:
                         return None
                     value = result
                 index += 1
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if self._retry.attempts > 1 or self._dead_letters is not None:
                 return self._process_rest(event, value, index, _NOT_CALLED, error)
+            self._failed += 1
             self._give_up(event, steps[index][1], error)
             return None
         self._delivered += 1
@@ -339,7 +379,7 @@ class StreamProcessor:
         value: Any,
         index: int,
         awaitable: Any = _NOT_CALLED,
-        error: Exception | None = None,
+        error: BaseException | None = None,
     ) -> None:
         """Go on at a step whose function has returned an awaitable, or has raised."""
         steps = self._steps
@@ -351,6 +391,7 @@ class StreamProcessor:
                 index += 1
                 value = await self._take_step(step, value)
         except (Exception, asyncio.CancelledError) as last:
+            self._failed += 1
             if is_cancellation(last):
                 raise
             await self._give_up_with(event, steps[index][1], last)
@@ -406,7 +447,6 @@ class StreamProcessor:
 
     def _give_up(self, event: Event, function: object, error: BaseException) -> None:
         """Leave an event out on which a function raised: log it, or end the pipeline."""
-        self._failed += 1
         if not self._raises:
             _logger.error("%r failed on %r; it is left out", function, event, exc_info=error)
             return
@@ -420,18 +460,9 @@ class StreamProcessor:
         if self._dead_letters is None:
             self._give_up(event, function, error)
             return
-        self._failed += 1
-        letter = Event(
-            event.id,
-            event.type,
-            event.data,
-            {
-                **event.metadata,
-                "error": f"{type(error).__name__}: {error}",
-                "failed_in": getattr(function, "__qualname__", repr(function)),
-            },
-            event.timestamp,
-        )
+        letter = Event.from_dict(event.to_dict())
+        letter.metadata["error"] = f"{type(error).__name__}: {error}"
+        letter.metadata["failed_in"] = getattr(function, "__qualname__", repr(function))
         try:
             result = self._dead_letters(letter)
             if result is not None and hasattr(result, "__await__"):
@@ -441,16 +472,26 @@ class StreamProcessor:
                 raise
             _logger.error("the dead-letter sink failed on %r", letter, exc_info=last)
 
-    # Several events at a time. The functions run concurrently, the sinks one event at a time.
+    # Several events at a time, each in a task. Those that keep the order wait for the one before
+    # them, in front of the sinks and at their end: so the line is never shorter than it seems.
 
     async def _process_concurrently(self, event: Event) -> None:
         """Begin to process an event as soon as fewer than `max_concurrency` are in work."""
-        while len(self._tasks) >= self._max_concurrency:
-            await asyncio.wait(tuple(self._tasks), return_when=asyncio.FIRST_COMPLETED)
-        before = self._tasks[-1] if self._tasks and self._ordered else None
-        task = asyncio.create_task(self._process_after(before, event))
-        self._tasks.append(task)
-        task.add_done_callback(self._tasks.remove)
+        tasks = self._tasks
+        while len(tasks) >= self._max_concurrency:
+            await wait_until(self._waiting_for_tasks, lambda: len(tasks) < self._max_concurrency)
+        if self._error is not None:
+            return  # the pipeline has ended meanwhile
+        before = tasks[-1] if tasks and self._ordered else None
+        task = asyncio.create_task(
+            self._process_after(before, event), name="codomyrmex-streaming processor"
+        )
+        tasks.append(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.remove(task)
+        wake_all(self._waiting_for_tasks)
 
     async def _process_after(self, before: "asyncio.Task[None] | None", event: Event) -> None:
         """Process an event, but give it to the sinks only after the one before it."""
@@ -460,19 +501,29 @@ class StreamProcessor:
         steps = self._steps
         try:
             for index, step in enumerate(steps):  # noqa: B007
-                if before is not None and step[0] == _SINK and not before.done():
-                    await asyncio.wait([before])
+                if step[0] == _SINK:
+                    await _end_of(before)
+                    if self._error is not None:  # the pipeline has ended before this event
+                        self._failed += 1
+                        return
                 value = await self._take_step(step, value)
                 if value is _LEFT_OUT:
                     break
         except (Exception, asyncio.CancelledError) as error:
+            self._failed += 1
             if is_cancellation(error):
                 raise
+            await _end_of(before)
             await self._give_up_with(event, steps[index][1], error)
             return
         if value is _LEFT_OUT:
             self._filtered += 1
         else:
             self._delivered += 1
-        if before is not None and not before.done():
-            await asyncio.wait([before])  # so that the next one waits for this whole line
+        await _end_of(before)
+
+
+async def _end_of(task: "asyncio.Task[None] | None") -> None:
+    """Wait until a task is done, however it ends."""
+    if task is not None and not task.done():
+        await asyncio.wait([task])

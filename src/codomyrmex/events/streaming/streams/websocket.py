@@ -4,16 +4,19 @@ import asyncio
 import inspect
 import logging
 import sys
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
+from ..errors import StreamClosed
 from ..ids import uuid7
 from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import KeyedQueue, SubscriberQueue, check_overflow, topic_of
 from ..topics import TopicFilter
-from ..wakeups import running_loop
+from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .base import Stream, StreamStatistics
 from .memory import InMemoryStream
 from .runner import SerialRunner, is_cancellation
@@ -33,7 +36,7 @@ class _Message:
     """A text on its way to one client.
 
     Attributes:
-        event: what the text says; None for one that only `send_to` knows.
+        event: what the text says.
         sent: is told whether it was sent, if somebody waits for that.
     """
 
@@ -42,8 +45,21 @@ class _Message:
     sent: "asyncio.Future[bool] | None" = None
 
     def settle(self, was_sent: bool) -> None:
-        if self.sent is not None and not self.sent.done():
-            self.sent.set_result(was_sent)
+        """Tell whoever waits whether it was sent. From any thread; only the first time counts."""
+        sent = self.sent
+        if sent is None:
+            return
+        loop = sent.get_loop()
+        if loop is running_loop():
+            _settle(sent, was_sent)
+        else:
+            with suppress(RuntimeError):  # it is closed: nobody waits any more
+                loop.call_soon_threadsafe(_settle, sent, was_sent)
+
+
+def _settle(sent: "asyncio.Future[bool]", was_sent: bool) -> None:
+    if not sent.done():
+        sent.set_result(was_sent)
 
 
 class _ClientQueue(SubscriberQueue[_Message]):
@@ -69,6 +85,9 @@ class _Client:
             self._send_next, self.queue, self, self._failed, loop=asyncio.get_running_loop()
         )
         self._stream = stream
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = False
+        self._waiting_for_close: Waiters = deque()
 
     async def _send_next(self, message: _Message) -> None:
         while (loss := self.queue.due_loss(before_last=True)) is not None:
@@ -91,11 +110,49 @@ class _Client:
 
     def end(self) -> None:
         """Send nothing more; whoever waits for a message to be sent learns that it was not."""
-        waiting = self.queue.snapshot()
         self.queue.end()
+        waiting = self.queue.snapshot()
         self.runner.cancel()
         for message in waiting:
             message.settle(False)
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to close the socket, in the loop where it lives. From any thread."""
+        loop = self.runner.loop
+        assert loop is not None
+
+        def begin() -> None:
+            self._closing = loop.create_task(
+                _close(self.websocket, code, reason, self._stream.send_timeout),
+                name="codomyrmex-streaming close",
+            )
+            self._closing.add_done_callback(self._close_ended)
+
+        if loop is running_loop():
+            begin()
+            return
+        try:
+            loop.call_soon_threadsafe(begin)
+        except RuntimeError:  # it is closed, and so are its sockets
+            self._stream._closing.discard(self)
+
+    def _close_ended(self, task: "asyncio.Task[None]") -> None:
+        self._closed = True
+        self._stream._closing.discard(self)
+        wake_all(self._waiting_for_close)
+
+    async def wait_closed(self) -> None:
+        """Wait until the socket is closed, or was given up."""
+        while not self._has_closed():
+            await wait_until(self._waiting_for_close, self._has_closed)
+
+    def _has_closed(self) -> bool:
+        return self._closed or self.runner.loop is None or self.runner.loop.is_closed()
+
+    def give_up_closing(self) -> None:
+        """Cut a socket off that is not closed yet."""
+        if self._closing is not None and not self._has_closed():
+            self._closing.get_loop().call_soon_threadsafe(self._closing.cancel)
 
 
 class WebSocketStream:
@@ -104,14 +161,14 @@ class WebSocketStream:
     Takes the sockets people have: websockets, Starlette and FastAPI, aiohttp, and any object with
     an async ``send(text)``. It sends; receiving, and noticing that a client has left, stay with
     the handler that accepted the socket. A client whose socket fails, or takes longer than
-    `send_timeout` for one text, is closed and removed.
+    `send_timeout` for one text, is closed (code 4408) and removed.
 
     Args:
         buffer_size: how many texts may wait for one client.
         overflow: what happens when they do: ``drop_oldest`` (the client gets a control event
             ``stream.lost``), ``drop_newest``, ``latest_by_key``, ``disconnect``, or ``block``:
             `broadcast` waits.
-        send_timeout: seconds that one text may take to be sent.
+        send_timeout: seconds that one text may take to be sent, and a socket to be closed.
         key: for ``latest_by_key``: the key of an event, by default its topic.
 
     >>> stream = WebSocketStream()
@@ -144,8 +201,9 @@ class WebSocketStream:
         self._by_connection: dict[str, _Client] = {}
         self._crowd: set[SubscriberQueue[_Message]] = set()
         self._observers = InMemoryStream(0)
-        # Sockets being closed: a task that nobody refers to may vanish before it is done.
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+        # Clients whose sockets are being closed: a task nobody refers to may vanish unfinished.
+        self._closing: set[_Client] = set()
         self._published = 0
         self._refused = 0
         self._failed = 0
@@ -160,11 +218,15 @@ class WebSocketStream:
             The id of this connection, for `disconnect`.
 
         Raises:
+            StreamClosed: the stream has been closed.
             TypeError: the object has no way to send a text.
         """
+        self._check_open()
         client = _Client(self, websocket, client_id)
         replaced = self._connections.get(client_id)
-        if replaced is not None:
+        if replaced is not None and replaced.websocket is websocket:
+            self._remove(replaced)
+        elif replaced is not None:
             self._end(replaced, _REPLACED, "replaced by a newer connection")
         self._connections[client_id] = client
         self._by_connection[client.id] = client
@@ -173,6 +235,8 @@ class WebSocketStream:
     async def disconnect(self, client_id: str) -> None:
         """Send nothing more to a client, and close its socket (code 1000).
 
+        Waits until it is closed, or, after `send_timeout`, was cut off.
+
         Args:
             client_id: the client, or the id of a connection, which `connect` returned: that ends
                 this very connection and not one that has replaced it. Unknown: nothing happens.
@@ -180,18 +244,23 @@ class WebSocketStream:
         client = self._connections.get(client_id) or self._by_connection.get(client_id)
         if client is not None:
             self._end(client, _NORMAL, "")
+            await client.wait_closed()
 
     async def broadcast(self, event: Event) -> None:
         """Send an event to every client. It waits for none, unless the policy is ``block``.
 
         Raises:
             EncodeError: the event has no JSON form; it is sent to nobody.
+            TopicError: the topic in the event's metadata cannot be one; it is sent to nobody.
+            StreamClosed: the stream has been closed.
         """
-        message_text = event.to_json()
-        while self._crowd:
-            await next(iter(self._crowd)).room()
-        self._feed(event, message_text)
+        text = event.to_json()
+        self._check_open()
         await self._observers.publish(event)
+        while self._crowd:
+            for queue in tuple(self._crowd):
+                await queue.room()
+        self._feed(event, text)
         # Senders get a turn now, so that publishing in a loop does not outrun quick clients.
         await asyncio.sleep(0)
 
@@ -204,13 +273,20 @@ class WebSocketStream:
 
         Raises:
             EncodeError: the event has no JSON form; it is sent to nobody.
+            TopicError: the topic in the event's metadata cannot be one; it is sent to nobody.
+            StreamClosed: the stream has been closed.
         """
         text = event.to_json()
-        if self._crowd:
+        self._check_open()
+        if self._crowd or not self._observers.publish_nowait(event):
             self._refused += 1
             return False
         self._feed(event, text)
-        return self._observers.publish_nowait(event)
+        return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosed("the stream has been closed; it takes no more events or sockets")
 
     def _feed(self, event: Event, text: str) -> None:
         self._published += 1
@@ -226,23 +302,28 @@ class WebSocketStream:
             Whether it was. False: there is no such client, or its socket failed.
 
         Raises:
-            EncodeError: the event has no JSON form.
+            EncodeError: the event has no JSON form; the client is not affected.
         """
-        text = event.to_json()
         client = self._connections.get(client_id)
         if client is None:
             return False
         sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        client.queue.force(_Message(event, text, sent))
+        message = _Message(event, event.to_json(), sent)
+        client.queue.force(message)
         client.runner.start()
+        if client.queue.ended:  # another thread has just removed it
+            message.settle(False)
         return await sent
 
     def _make_queue(self, name: str) -> SubscriberQueue[_Message]:
         if self._overflow == "latest_by_key":
             key = self._key or topic_of
-            return _KeyedClientQueue(
-                self._buffer_size, key=lambda message: key(message.event), name=name
-            )
+
+            def key_of(message: _Message) -> Hashable:
+                # What only this client is sent takes no place but its own.
+                return key(message.event) if message.sent is None else message
+
+            return _KeyedClientQueue(self._buffer_size, key=key_of, name=name)
         return _ClientQueue(
             self._buffer_size, check_overflow(self._overflow), name=name, crowd=self._crowd
         )
@@ -253,26 +334,20 @@ class WebSocketStream:
         _logger.info("WebSocket client %s is removed", client.client_id, exc_info=sys.exception())
         self._end(client, _TOO_SLOW, "too slow, or gone")
 
-    def _end(self, client: _Client, code: int, reason: str) -> None:
-        """Remove a client and close its socket. Again does nothing."""
+    def _remove(self, client: _Client) -> bool:
+        """Send nothing more to a client. False: it has been removed before."""
         if self._by_connection.pop(client.id, None) is None:
-            return
+            return False
         del self._connections[client.client_id]
         self._dropped_before += client.queue.dropped
         client.end()
-        loop = client.runner.loop
-        assert loop is not None
+        return True
 
-        def close() -> None:
-            task = loop.create_task(_close(client.websocket, code, reason, self.send_timeout))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-
-        if not loop.is_closed():
-            if loop is running_loop():
-                close()
-            else:
-                loop.call_soon_threadsafe(close)
+    def _end(self, client: _Client, code: int, reason: str) -> None:
+        """Remove a client and close its socket. Again does nothing."""
+        if self._remove(client):
+            self._closing.add(client)
+            client.close(code, reason)
 
     def as_stream(self) -> Stream:
         """This as a `Stream`: publish is `broadcast`; handlers get what is broadcast."""
@@ -293,21 +368,27 @@ class WebSocketStream:
         )
 
     async def aclose(self, *, drain: bool = True) -> None:
-        """Send what waits, then close every socket (code 1000).
+        """Send what waits, then close every socket (code 1000), within `send_timeout`.
 
         Args:
             drain: False: what waits is not sent.
         """
+        self._closed = True
         clients = tuple(self._connections.values())
         try:
             if drain:
                 await asyncio.gather(*(client.runner.drain() for client in clients))
+            await self._observers.aclose(drain=drain)
         finally:
             for client in clients:
-                await self.disconnect(client.id)
-        await self._observers.aclose(drain=drain)
-        if self._closing:
-            await asyncio.wait(self._closing)
+                self._end(client, _NORMAL, "")
+            closing = tuple(self._closing)
+            try:
+                for client in closing:
+                    await client.wait_closed()
+            finally:  # cancelled once more: the rest is cut off
+                for client in closing:
+                    client.give_up_closing()
 
     async def __aenter__(self) -> Self:
         return self
@@ -335,27 +416,39 @@ def _send_function(websocket: Any) -> Callable[[str], Awaitable[Any]]:
 
 
 async def _close(websocket: Any, code: int, reason: str, timeout: float) -> None:
-    """Close a socket, if it can be closed. One that fails, or takes too long, is closed enough."""
+    """Close a socket, if it can be closed. One that fails, or takes too long, is cut off."""
     close = getattr(websocket, "close", None)
     if close is None:
         return
     try:
-        parameters = inspect.signature(close).parameters
-        options: dict[str, Any] = {}
-        if "code" in parameters:
-            options["code"] = code
-        if "reason" in parameters:
-            options["reason"] = reason
-        elif "message" in parameters:  # aiohttp
-            options["message"] = reason.encode()
         async with asyncio.timeout(timeout):
-            result = close(**options)
+            result = close(**_close_options(close, code, reason))
             if inspect.isawaitable(result):
                 await result
     except (Exception, asyncio.CancelledError) as error:
+        # Those of websockets show their transport; others leave it to the server.
+        abort = getattr(getattr(websocket, "transport", None), "abort", None)
+        if callable(abort):
+            abort()
         if is_cancellation(error):
             raise
         _logger.debug("closing %r failed", websocket, exc_info=True)
+
+
+def _close_options(close: Callable[..., Any], code: int, reason: str) -> dict[str, Any]:
+    """What a socket's own way to close takes of code and reason."""
+    try:
+        parameters = inspect.signature(close).parameters
+    except (TypeError, ValueError):  # not written in Python
+        return {}
+    options: dict[str, Any] = {}
+    if "code" in parameters:
+        options["code"] = code
+    if "reason" in parameters:
+        options["reason"] = reason
+    elif "message" in parameters:  # aiohttp
+        options["message"] = reason.encode()
+    return options
 
 
 class _AsStream(Stream):
