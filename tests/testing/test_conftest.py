@@ -61,7 +61,7 @@ async def test_a_test_may_block_the_loop() -> None:
 
 def test_a_thread_left_behind_fails_its_test(pytester: pytest.Pytester) -> None:
     source = Path(__file__).parents[1].joinpath("conftest.py").read_text()
-    source = source.replace("THREAD_GRACE = 2.0", "THREAD_GRACE = 0.05")
+    source = source.replace("THREAD_GRACE = 2.0", "THREAD_GRACE = 0.5")
     pytester.makeconftest(source.replace("pytest_plugins", "plugins"))
     pytester.makepyfile(
         """
@@ -77,6 +77,6 @@ def test_a_thread_left_behind_fails_its_test(pytester: pytest.Pytester) -> None:
             stop.set()
         """
     )
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["*the culprit*"])

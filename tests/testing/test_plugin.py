@@ -189,6 +189,45 @@ def test_runs_each_example_of_hypothesis_in_a_loop_of_its_own(pytester: pytest.P
     result.stdout.fnmatch_lines(["*seconds=100*"])
 
 
+def test_one_test_can_have_both_markers_by_turns(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import inspect
+
+        def pytest_runtest_teardown(item):
+            inner = getattr(item.obj, "hypothesis", None)
+            assert inspect.iscoroutinefunction(inner.inner_test if inner else item.obj)
+        """
+    )
+    result = result_of(
+        pytester,
+        """
+        import asyncio, pytest
+        from hypothesis import given, settings, strategies as st
+        from codomyrmex.events.streaming.testing import VirtualTimeLoop
+
+        both = pytest.mark.parametrize(
+            "virtual",
+            [
+                pytest.param(True, marks=pytest.mark.virtual_time),
+                pytest.param(False, marks=pytest.mark.real_time),
+            ],
+        )
+
+        @both
+        async def test_plain(virtual):
+            assert isinstance(asyncio.get_running_loop(), VirtualTimeLoop) == virtual
+
+        @both
+        @settings(max_examples=2)
+        @given(number=st.integers())
+        async def test_given(virtual, number):
+            assert isinstance(asyncio.get_running_loop(), VirtualTimeLoop) == virtual
+        """,
+    )
+    result.assert_outcomes(passed=4)
+
+
 def test_gives_synchronous_tests_a_fixture(pytester: pytest.Pytester) -> None:
     result = result_of(
         pytester,
