@@ -15,6 +15,7 @@ from ..subscribers import SubscriberQueue
 from ..topics import TopicFilter, matches
 from ..wakeups import running_loop
 from .base import Stream, StreamStatistics
+from .forks import follow_forks
 from .pump import hand_over
 from .runner import SerialRunner, is_cancellation
 
@@ -71,6 +72,13 @@ class BatchingStream:
         self._refused = 0
         self._dropped = 0
         self._failed = 0
+        follow_forks(self)
+
+    def _after_fork(self) -> None:
+        self._loop = None
+        self._timer = None
+        self._sending = threading.Lock()
+        self._runner.leave_loop()
 
     def _make_runner(self) -> SerialRunner[list[Event]]:
         return SerialRunner(self._handle, SubscriberQueue(0, "block"), self, self._log_failure)
@@ -210,16 +218,15 @@ class BatchingStream:
 
     def _call_soon(self, function: Callable[[], object]) -> None:
         """Have the loop that counts the time call a function. From any thread."""
-        assert self._loop is not None
-        with suppress(RuntimeError):  # it is closed: nobody counts the time
-            self._loop.call_soon_threadsafe(function)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed: nobody counts the time
+                self._loop.call_soon_threadsafe(function)
 
     def _begin_interval(self) -> None:
         """The batch has its first event. In any thread."""
         loop = self._loop
-        assert loop is not None
         running = running_loop()
-        if loop is not running and loop.is_closed():
+        if loop is None or (loop is not running and loop.is_closed()):
             if running is None:
                 return  # the next that is added in a loop begins it
             self._move_to(running)

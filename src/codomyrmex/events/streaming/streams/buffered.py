@@ -17,6 +17,7 @@ from ..subscribers import HEARTBEAT_INTERVAL, SubscriberQueue, make_queue, prime
 from ..topics import TopicFilter, matches
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .base import Stream, StreamStatistics
+from .forks import follow_forks
 from .pump import Pump
 
 __all__ = ["AsyncStream"]
@@ -87,6 +88,12 @@ class AsyncStream:
         self._refused = 0
         self._failed = 0
         self._dropped_before = 0
+        follow_forks(self)
+
+    def _after_fork(self) -> None:
+        self._loop = None
+        self._scheduled = False
+        self._awaited.clear()
 
     async def start(self) -> None:
         """Begin to dispatch, what collected before first. Again does nothing.

@@ -18,6 +18,7 @@ from ..subscribers import KeyedQueue, SubscriberQueue, check_overflow, topic_of
 from ..topics import TopicFilter
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .base import Stream, StreamStatistics
+from .forks import follow_forks
 from .memory import InMemoryStream
 from .runner import SerialRunner, is_cancellation
 
@@ -208,6 +209,14 @@ class WebSocketStream:
         self._refused = 0
         self._failed = 0
         self._dropped_before = 0
+        follow_forks(self)
+
+    def _after_fork(self) -> None:
+        # The sockets are the parent's: what a child wrote would come between its texts.
+        self._connections = {}
+        self._by_connection = {}
+        self._crowd.clear()
+        self._closing.clear()
 
     async def connect(self, websocket: Any, client_id: str) -> str:
         """Send every broadcast to this socket from now on.
