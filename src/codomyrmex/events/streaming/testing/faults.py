@@ -81,7 +81,6 @@ class _Attempt:
             task.result()
         elif not self.place:
             raise asyncio.CancelledError("the scenario was cancelled by itself")
-        del task
         if check is not None:
             checked = check()
             if inspect.isawaitable(checked):
