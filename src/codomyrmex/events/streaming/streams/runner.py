@@ -66,6 +66,7 @@ class SerialRunner(Generic[T]):
 
     __slots__ = (
         "_context",
+        "_era",
         "_handled",
         "_idle",
         "_on_end",
@@ -73,7 +74,6 @@ class SerialRunner(Generic[T]):
         "_scheduled",
         "_take",
         "_task",
-        "_was_interrupted",
         "busy",
         "function",
         "loop",
@@ -103,7 +103,7 @@ class SerialRunner(Generic[T]):
         self._on_end = on_end
         self._take = self._take_with_losses if tells_losses else queue.get_nowait
         self._handled = 0
-        self._was_interrupted = False
+        self._era = 0
         self._scheduled = False
         self._task: asyncio.Task[None] | None = None
         self._idle: Waiters = deque()
@@ -142,8 +142,8 @@ class SerialRunner(Generic[T]):
         if loop is None or loop.is_closed():
             if running is None:
                 return  # it waits in the queue for a publisher, or a drain, that has a loop
+            self.leave_loop()
             self.loop = loop = running
-            self._task = None  # one that the closed loop did not end never will
         self._scheduled = True
         if loop is running:
             self._begin()
@@ -163,27 +163,28 @@ class SerialRunner(Generic[T]):
             self._scheduled = False
             return
         assert self.loop is not None
-        self._was_interrupted = True  # until it gets to its end
         self._task = self.loop.create_task(
-            self._run(), name="codomyrmex-streaming handler", context=self._context
+            self._run(self._era), name="codomyrmex-streaming handler", context=self._context
         )
         self._task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._task = None
         self._scheduled = False
+        # Asyncio lets KeyboardInterrupt and SystemExit out of the loop; nothing else comes here.
+        was_interrupted = task.cancelled() or task.exception() is not None
         over = self.stopped or self.queue.ended
         # An item may have come after the last look. But an interrupted task belongs to a loop
         # that is about to end: its items wait for the next one.
         if not self.stopped and not self.queue.empty():
             over = False
-            if not self._was_interrupted:
+            if not was_interrupted:
                 self.start()
         if over and self._on_end is not None:
             self._on_end()
         wake_all(self._idle)
 
-    async def _run(self) -> None:
+    async def _run(self, era: int) -> None:
         take = self._take
         while not self.stopped:
             try:
@@ -195,16 +196,18 @@ class SerialRunner(Generic[T]):
                 result = self.function(item)
                 if result is not None and inspect.isawaitable(result):
                     await result
-            except (Exception, asyncio.CancelledError) as error:
+            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                raise
+            except BaseException as error:
                 if is_cancellation(error):
                     raise
                 self._on_failure(item)
             finally:
-                self.busy = False
-                self._handled += 1
-                if self._idle:
-                    wake_all(self._idle)
-        self._was_interrupted = False
+                if era == self._era:  # otherwise this was left for dead, and is now collected
+                    self.busy = False
+                    self._handled += 1
+                    if self._idle:
+                        wake_all(self._idle)
 
     def _take_with_losses(self) -> T:
         loss = self.queue.due_loss()
@@ -235,10 +238,17 @@ class SerialRunner(Generic[T]):
             loop.call_soon_threadsafe(task.cancel)
 
     def leave_loop(self) -> None:
-        """Forget the event loop, which is another process's now: the next item brings one."""
+        """Forget the event loop, which will not run again here: the next item brings one.
+
+        A task that the loop has not ended never will end; the item it was at is lost with it.
+        """
         self.loop = None
-        self.busy = self._scheduled = False
         self._task = None
+        self._scheduled = False
+        self._era += 1
+        if self.busy:
+            self.busy = False
+            self._handled += 1
 
     async def drain(self) -> None:
         """Wait until everything that is in the queue now has been handled or dropped."""
