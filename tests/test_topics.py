@@ -342,6 +342,26 @@ class TestTheIndex:
             Everyone, settings=settings(max_examples=40, stateful_step_count=25)
         )
 
+    def test_it_does_so_after_every_short_sequence_of_changes(self) -> None:
+        filters: list[Any] = ["a", "a.b", "*", ">", "a.>", "a.*", "*.b", ["a", "a.*"]]
+        for sequence in itertools.product(filters, repeat=3):
+            for gone in range(3):
+                index = TopicIndex[int]()
+                there: dict[int, Any] = {}
+
+                def agree(index: TopicIndex[int] = index, there: dict[int, Any] = there) -> None:
+                    for topic in ("a", "a.b", "c.b", None):
+                        expected = [n for n, topics in there.items() if naive(topics, topic)]
+                        assert list(index.match(topic)) == expected
+
+                for number, topics in enumerate(sequence):
+                    index.add(str(number), topics, number)
+                    there[number] = topics
+                    agree()
+                index.discard(str(gone))
+                del there[gone]
+                agree()
+
     def test_values_come_in_the_order_in_which_they_were_added(self) -> None:
         index = TopicIndex[str]()
         for topics in (">", "a.b", "*", "a.*", ["a.b", "*.b"], "a.b"):
