@@ -514,15 +514,14 @@ class DispatchingStream(Stream):
 
     def _end(self) -> tuple[SerialRunner[Event], ...]:
         """End all subscriptions, and interrupt the handlers that still run, which it returns."""
+        for runner in (*self._runners.values(), *self._leaving):
+            runner.cancel()
         for subscription_id in tuple(self._subscriptions):
             self._forget(subscription_id)
         with self._lock:
             self._pending.clear()
         wake_all(self._settled)
-        ending = tuple(self._leaving)
-        for runner in ending:
-            runner.cancel()
-        return ending
+        return tuple(self._leaving)
 
     def _after_fork(self) -> None:
         """What other threads were at in the parent does not go on in this child."""

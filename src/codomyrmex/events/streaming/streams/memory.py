@@ -72,5 +72,6 @@ class InMemoryStream(DispatchingStream):
     ) -> None:
         handler = subscription.handler
         if handler is not None and (overflow is not None or key is not None or is_async(handler)):
-            runner = self._queue_handler(subscription, buffer_size, overflow or "block", key)
+            policy = "block" if overflow is None else overflow
+            runner = self._queue_handler(subscription, buffer_size, policy, key)
             self._deliver_by(subscription, runner.feed)

@@ -42,6 +42,16 @@ def close_unstarted(item: object) -> None:
         item.close()
 
 
+def _cancel(future: "asyncio.Future[Any]") -> None:
+    """Cancel a future or task. From any thread."""
+    loop = future.get_loop()
+    if loop is running_loop():
+        future.cancel()
+    else:
+        with suppress(RuntimeError):  # it is closed, and nothing goes on in it
+            loop.call_soon_threadsafe(future.cancel)
+
+
 # The runner in whose function the code runs now. Tasks that a function starts inherit it.
 _current: contextvars.ContextVar["SerialRunner[Any] | None"] = contextvars.ContextVar(
     "codomyrmex_streaming_runner", default=None
@@ -226,16 +236,16 @@ class SerialRunner(Generic[T]):
         wake_all(self._idle)
 
     def cancel(self) -> None:
-        """`stop`, and interrupt an item that is being handled, unless that asks for this."""
+        """`stop`, and interrupt an item that is being handled, unless that asks for this.
+
+        Tasks that wait in the queue are cancelled as well.
+        """
+        for item in self.queue.snapshot():
+            if isinstance(item, asyncio.Future):
+                _cancel(item)
         self.stop()
-        task, loop = self._task, self.loop
-        if task is None or loop is None or self.runs_here:
-            return
-        if loop is running_loop():
-            task.cancel()
-            return
-        with suppress(RuntimeError):  # it is closed, and the task is over
-            loop.call_soon_threadsafe(task.cancel)
+        if self._task is not None and not self.runs_here:
+            _cancel(self._task)
 
     def leave_loop(self) -> None:
         """Forget the event loop, which will not run again here: the next item brings one.
