@@ -299,6 +299,42 @@ def test_closing_does_not_wait_for_a_body_that_does_not_come(url: ServedUrl, hub
         assert connection.recv(1000).startswith(b"HTTP/1.1 503 ")
 
 
+@pytest.mark.virtual_time
+async def test_a_body_that_trickles_in_is_refused_in_time() -> None:
+    loop = asyncio.get_running_loop()
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(5)
+        return {"type": "http.request", "body": b"1", "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/events/t", "query_string": b""}
+    headers = [(b"host", b"localhost")]
+    await Hub()({**scope, "headers": headers, "server": None}, receive, send)
+    assert loop.time() == 30.0
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+def test_a_client_that_leaves_during_the_handshake_is_no_error() -> None:
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        raise ConnectionResetError
+
+    for path in ("/ws", "/no"):
+        for extension in ([], ["websocket.http.response"]):
+            scope = {"type": "websocket", "path": path, "query_string": b"topic=a", "server": None}
+            headers = [(b"host", b"localhost")]
+            extensions: dict[str, Any] = {name: {} for name in extension}
+            asked = {**scope, "headers": headers, "extensions": extensions}
+            asyncio.run(Hub()(asked, receive, send))
+
+
 def test_the_stream_of_another_stays_open(stream: SSEStream) -> None:
     hub = Hub(stream)
     asyncio.run(hub.aclose())

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from codomyrmex.events.streaming.hub import Hub
 from codomyrmex.events.streaming.models import Event
 from codomyrmex.events.streaming.stream import SSEStream
-from tests.hub.serving import PATIENCE, ServedUrl, eventually
+from tests.hub.serving import PATIENCE, ServedUrl, eventually, serving
 
 
 @contextmanager
@@ -145,6 +147,32 @@ def test_a_client_that_comes_back_gets_what_it_missed_or_hears_of_a_gap(
     with connected(url, "topic=t&last_event_id=never-was") as websocket:
         assert list(receive(websocket)) == ["gap"]
         assert receive(websocket)["event"]["id"] == "n0"
+
+
+def test_an_event_that_cannot_be_written_does_not_end_the_stream(
+    url: ServedUrl, stream: SSEStream, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connected(url) as websocket:
+        stream.publish_nowait(Event(id="bad", metadata={"topic": "t", "cause": object()}))
+        stream.publish_nowait(Event(id="good", metadata={"topic": "t"}))
+        assert receive(websocket)["event"]["id"] == "good"
+    assert "event bad cannot be sent" in caplog.text
+
+
+def test_heartbeats_are_not_sent() -> None:
+    stream = SSEStream(heartbeat_interval=0.02)
+    with serving(Hub(stream)) as url, connected(url) as websocket:
+        with pytest.raises(TimeoutError):
+            websocket.recv(0.2)
+        stream.publish_nowait(Event(id="1"))
+        assert receive(websocket)["event"]["id"] == "1"
+
+
+def test_the_end_of_the_stream_is_told(url: ServedUrl, stream: SSEStream) -> None:
+    with connected(url) as websocket:
+        [subscription] = stream.statistics().queues
+        asyncio.run(stream.unsubscribe(subscription))
+        assert receive(websocket) == {"bye": "the stream has ended"}
 
 
 def test_a_client_that_leaves_is_forgotten(url: ServedUrl, stream: SSEStream) -> None:

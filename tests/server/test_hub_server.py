@@ -32,8 +32,8 @@ def test_a_client_that_stops_reading_is_cut_off(
 ) -> None:
     stream = SSEStream(buffer_size=1000)
     with serving(Hub(stream, write_timeout=0.3), loop=loop) as url, opener(url) as stopped:
-        flood(stream)
         assert stream.statistics().subscribers == 1
+        flood(stream)
         eventually(lambda: stream.statistics().subscribers == 0)
         # Cut, not closed in good order, which would wait for the client to read the rest.
         eventually(lambda: url.connections() == 0)
@@ -71,8 +71,8 @@ def test_no_client_holds_up_the_end(
     hub = Hub(stream)
     with serving(hub, loop=loop) as url, opener(url), opener(url) as other:
         if opener is not begin_post:
-            flood(stream)
             assert stream.statistics().subscribers == 2
+            flood(stream)
         begin = time.monotonic()
         url.stop()
         assert time.monotonic() - begin < 2

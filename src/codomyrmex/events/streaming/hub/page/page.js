@@ -9,7 +9,7 @@ const base = new URL("./", location.href);
 const $ = (id) => document.getElementById(id);
 
 /** A new element with text and classes. */
-function make(name, text, className = "") {
+function make(name, text = "", className = "") {
   return Object.assign(document.createElement(name), { textContent: text, className });
 }
 
@@ -186,22 +186,47 @@ function drawEvents() {
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 
-function rowOf(event) {
-  const topic = event.metadata?.topic ?? "";
-  const data = JSON.stringify(event.data);
-  const shown = data.length > 500 ? `${data.slice(0, 500)}…` : data;
-  const element = document.createElement("tr");
-  const time = make("time", clock.format(new Date(event.timestamp)));
-  time.dateTime = event.timestamp;
-  for (const [name, content] of [["time", time], ["topic", topic], ["type", event.type], ["data", shown]]) {
-    const cell = make("td", "", name);
-    cell.append(content);
-    element.append(cell);
+/** One event of the table. What it looks like is made when it is first shown, if it ever is. */
+class EventRow {
+  #event;
+  #data;
+  #text;
+  #element;
+
+  constructor(event) {
+    this.#event = event;
+    this.topic = event.metadata?.topic ?? "";
   }
-  element.title = `${event.id}\n${event.timestamp}`;
-  return { topic, element, text: `${topic} ${event.type} ${data}`.toLowerCase() };
+
+  get data() {
+    return (this.#data ??= JSON.stringify(this.#event.data));
+  }
+
+  get text() {
+    return (this.#text ??= `${this.topic} ${this.#event.type} ${this.data}`.toLowerCase());
+  }
+
+  get element() {
+    return (this.#element ??= this.#make());
+  }
+
+  #make() {
+    const { id, type, timestamp } = this.#event;
+    const time = make("time", clock.format(new Date(timestamp)));
+    time.dateTime = timestamp;
+    const data = this.data.length > 500 ? `${this.data.slice(0, 500)}…` : this.data;
+    const element = make("tr");
+    for (const [name, content] of Object.entries({ time, topic: this.topic, type, data })) {
+      const cell = make("td", "", name);
+      cell.append(content);
+      element.append(cell);
+    }
+    element.title = `${id}\n${timestamp}`;
+    return element;
+  }
 }
 
+/** Something to tell between the events. */
 function noteRow(text) {
   const element = make("tr", "", "note");
   element.append(Object.assign(make("td", text), { colSpan: 4 }));
@@ -239,7 +264,7 @@ source.addEventListener("message", ({ data }) => {
     source.longestSilence = 6000; // there is one every second
     drawSoon();
   }
-  keep(rowOf(event));
+  keep(new EventRow(event));
 });
 
 source.addEventListener("stream.gap", () => {
