@@ -281,6 +281,36 @@ class _Shared(InMemoryStream):
             return self._index.match(topic)
 
 
+class _Targets:
+    """Whom the events of a topic are for, known for as long as nobody comes or goes.
+
+    An object of its own, so that a topic that is let go is gone at once: it does not hold itself.
+    """
+
+    __slots__ = ("_find_shared", "_known", "_shared", "_sharing", "_topic")
+
+    def __init__(self, shared: _Shared, topic: str) -> None:
+        self._shared = shared
+        self._topic = topic
+        self._find_shared = shared._index.answers.get
+        self._sharing: tuple[Subscription, ...] | None = None
+        self._known: tuple[Subscription, ...] | None = None
+
+    def find(self, _: object) -> tuple[Subscription, ...] | None:
+        """Whom events are for, if that is known."""
+        sharing = self._find_shared(self._topic)
+        return self._known if sharing is not None and sharing is self._sharing else None
+
+    def update(self, own: tuple[Subscription, ...]) -> tuple[Subscription, ...]:
+        """Whom events are for, where these are the topic's own subscribers."""
+        self._sharing = self._shared.match(self._topic)
+        self._known = own + self._sharing
+        return self._known
+
+    def forget(self) -> None:
+        self._known = None
+
+
 class _Branch(InMemoryStream):
     """One topic: its own subscribers, then those that topics share.
 
@@ -300,11 +330,8 @@ class _Branch(InMemoryStream):
         self._root = root
         self._owner = root
         self._crowd = root._shared._crowd
-        # Whom events are for, as long as those who share the topics are these.
-        self._targets: tuple[Subscription, ...] | None = None
-        self._sharing: tuple[Subscription, ...] | None = None
-        self._find_shared = root._shared._index.answers.get
-        self._find_targets = self._find_known_targets
+        self._targets = _Targets(root._shared, name)
+        self._find_targets = self._targets.find
 
     def is_idle(self, since: float) -> bool:
         """Whether it has no subscribers of its own, and its last event is older than that."""
@@ -335,21 +362,14 @@ class _Branch(InMemoryStream):
         if not self._closed:
             self._root._branch(self.name)
 
-    def _find_known_targets(self, topic: object) -> tuple[Subscription, ...] | None:
-        """Whom events are for, if that is known. The lock is held."""
-        known = self._find_shared(self.name)
-        return self._targets if known is not None and known is self._sharing else None
-
     def _route(self, event: Event) -> tuple[Subscription, ...]:
         self._tidy()
-        self._sharing = self._root._shared.match(self.name)
-        self._targets = self._index.match(self.name) + self._sharing
-        return self._targets
+        return self._targets.update(self._index.match(self.name))
 
     def _tidy(self) -> None:
         """Called whenever the index has changed or is about to. The lock is held."""
         super()._tidy()
-        self._targets = None
+        self._targets.forget()
 
     def _subscribe(self, *args: Any, **options: Any) -> Subscription:
         subscription = super()._subscribe(*args, **options)
