@@ -98,7 +98,7 @@ class Line:
 
     `width` is the number of handlers, consumers or threads. A unit of work makes `deliveries`
     deliveries. `units` fixes the size of a run; without it, runs are sized to `RUN_SECONDS`.
-    `without` names a module that nobody may import. A line without a reach is there to inform.
+    `without` names modules that nobody may import. A line without a reach is there to inform.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Line:
     units: int | None = None
     quick_units: int = 100
     loop: Literal["asyncio", "uvloop"] = "asyncio"
-    without: str | None = None
+    without: tuple[str, ...] = ()
 
     def contenders(self) -> dict[str, Contender]:
         return {self.floor[0]: self.floor[1], **self.peers, "ours": self.ours}

@@ -16,8 +16,11 @@ from codomyrmex.events.streaming import Event
 
 try:
     import msgspec
-except ImportError:  # a line may hide it
-    msgspec = None
+    import orjson
+except ImportError:  # the line that hides them
+    msgspec = orjson = None
+
+JSON_ACCELERATORS = ("msgspec", "orjson")
 
 DATA = {"order": 1042, "total": 19.99, "paid": True}
 
@@ -122,7 +125,11 @@ def f_string_and_json(event: PlainEvent) -> str:
 
 
 def f_string_and_msgspec(event: PlainEvent) -> str:
-    return f"id: {event.id}\nevent: {event.type}\ndata: {encode(event.data).decode()}\n\n"
+    return f"id: {event.id}\nevent: {event.type}\ndata: {msgspec_encode(event.data).decode()}\n\n"
+
+
+def f_string_and_orjson(event: PlainEvent) -> str:
+    return f"id: {event.id}\nevent: {event.type}\ndata: {orjson.dumps(event.data).decode()}\n\n"
 
 
 def sse_starlette_and_json(event: PlainEvent) -> bytes:
@@ -130,7 +137,7 @@ def sse_starlette_and_json(event: PlainEvent) -> bytes:
 
 
 if msgspec:
-    encode = msgspec.json.Encoder().encode
+    msgspec_encode = msgspec.json.Encoder().encode
 
 
 def read_with(from_dict: Callable[[dict[str, Any]], Any]) -> Contender:
@@ -190,7 +197,7 @@ LINES = [
         ours=frame_with(Event, Event.to_sse),
         reach=(at_least(1.0, "floor"),),
         units=40_000,
-        without="msgspec",
+        without=JSON_ACCELERATORS,
     ),
     Line(
         name="sse-fast",
@@ -199,6 +206,7 @@ LINES = [
         peers={
             "sse-starlette": frame_with(PlainEvent, sse_starlette_and_json),
             "f-string and msgspec": frame_with(PlainEvent, f_string_and_msgspec),
+            "f-string and orjson": frame_with(PlainEvent, f_string_and_orjson),
         },
         ours=frame_with(Event, Event.to_sse),
         reach=(at_least(4.0, "floor"),),

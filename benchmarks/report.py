@@ -19,6 +19,7 @@ PEERS = (
     "janus",
     "litestar",
     "msgspec",
+    "orjson",
     "paho-mqtt",
     "pyee",
     "reactivex",

@@ -1,4 +1,4 @@
-"""Runs one line of work in an interpreter of its own, in which a module cannot be imported."""
+"""Runs one line of work in an interpreter of its own, where some modules cannot be imported."""
 
 import pickle
 import subprocess
@@ -9,7 +9,7 @@ from benchmarks.harness import Line, Result, compare, prepare
 
 
 def compare_without(line: Line, rounds: int, core: int | None, *, quick: bool) -> Result:
-    """As `compare`, in a child process that has no `line.without`."""
+    """As `compare`, in a child process that cannot import what is in `line.without`."""
     order = (line.without, line.contenders()["ours"].__module__, line.name, rounds, core, quick)
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.without"],
@@ -22,7 +22,7 @@ def compare_without(line: Line, rounds: int, core: int | None, *, quick: bool) -
 
 def main() -> None:
     hidden, family, name, rounds, core, quick = pickle.load(sys.stdin.buffer)
-    sys.modules[hidden] = None
+    sys.modules.update(dict.fromkeys(hidden))
     lines = import_module(family).LINES
     prepare(core)
     line = next(line for line in lines if line.name == name)
