@@ -64,6 +64,10 @@ class ServeProcess:
         self._process.send_signal(number)
         return self._process.wait(PATIENCE)
 
+    def interrupt(self) -> None:
+        """Ctrl-C"""
+        self._process.send_signal(signal.SIGINT)
+
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
 

@@ -3,7 +3,7 @@ import logging
 import threading
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -13,6 +13,15 @@ from codomyrmex.events.streaming.server import HostMetrics
 from codomyrmex.events.streaming.stream import InMemoryStream
 
 TOPICS = {"host.cpu", "host.memory", "host.disk", "host.network"}
+
+
+class Times(NamedTuple):
+    """As on Linux, where `user` contains `guest`."""
+
+    user: float
+    idle: float
+    iowait: float
+    guest: float
 
 
 async def measure(rounds: int, interval: float = 0.02) -> dict[str, list[Event]]:
@@ -46,7 +55,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def cpu_times() -> Any:
         machine.readings += 1
-        return psutil._pslinux.scputimes(at("user"), 0, 0, at("idle"), 0, 0, 0, 0, at("user"), 0)
+        return Times(user=at("user"), idle=at("idle"), iowait=0.0, guest=at("user"))
 
     monkeypatch.setattr(psutil, "cpu_times", cpu_times)
     monkeypatch.setattr(

@@ -108,7 +108,7 @@ def test_it_ends_within_two_seconds_whatever_is_connected(
 
 def test_a_second_ctrl_c_does_no_harm() -> None:
     with ServeProcess() as served, open_sse(served.url):
-        served._process.send_signal(signal.SIGINT)
+        served.interrupt()
         assert served.signal(signal.SIGINT) == 0
         assert "Traceback" not in served.errors
 
