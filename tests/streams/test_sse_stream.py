@@ -607,6 +607,13 @@ class TestReplay:
         assert told == 'event: stream.gap\ndata: {"after":"never"}\n\n'
         assert first.startswith("id: 1\n")
 
+    async def test_of_all_that_is_kept_can_be_asked_for_and_is_no_gap(self) -> None:
+        stream = SSEStream(buffer_size=3)
+        await publish_all(stream, *range(6))
+        subscription = await stream.subscribe()
+        async with aclosing(stream.events(subscription.id, "earliest")) as events:
+            assert [shown(each) for each in await take(events, 3)] == [3, 4, 5]
+
     async def test_is_of_what_the_subscription_asked_for(self) -> None:
         stream = SSEStream()
         for number in range(10):

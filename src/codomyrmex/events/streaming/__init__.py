@@ -5,7 +5,10 @@
     await stream.publish(create_event({"total": 9}, topic="orders.new"))
 
 The core needs the standard library only. `testing` is public too, and imported by its own name.
+`Hub` is imported when it is first asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from .async_stream import AsyncStream, BatchingStream, WebSocketStream
 from .errors import (
@@ -28,6 +31,9 @@ from .stream import InMemoryStream, SSEStream, Stream, StreamStatistics, TopicSt
 from .subscribers import Overflow, QueueStatistics, SubscriberQueue
 from .topics import Exact, Pattern
 
+if TYPE_CHECKING:
+    from .hub import Hub
+
 __all__ = [
     "AlreadyConsumed",
     "AsyncStream",
@@ -39,6 +45,7 @@ __all__ = [
     "EventType",
     "Exact",
     "FrameError",
+    "Hub",
     "InMemoryStream",
     "MissingExtra",
     "NoBatchHandler",
@@ -63,3 +70,11 @@ __all__ = [
     "broadcast",
     "create_event",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Hub":
+        from .hub import Hub  # noqa: PLC0415  (who only needs streams does not load it)
+
+        return Hub
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

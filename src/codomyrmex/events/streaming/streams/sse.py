@@ -127,7 +127,8 @@ class SSEStream(DispatchingStream):
             subscription_id: from `subscribe`.
             last_event_id: replay first what the buffer holds after the event with this id. When
                 it does not hold that event, a control event ``stream.gap`` comes first and the
-                replay begins with the earliest event there is. None or empty: no replay.
+                replay begins with the earliest event there is. ``earliest``: all that the buffer
+                holds. None or empty: no replay.
 
         Raises:
             UnknownSubscription: there is no such subscription (any more).
@@ -191,8 +192,9 @@ class SSEStream(DispatchingStream):
         else:
             # Not here: trimmed, or never was. The queue may reach further back than the buffer.
             in_buffer = set(map(id, kept))
-            older = [event for event in queued if id(event) not in in_buffer]
-            owed = [control_event("stream.gap", after=last_event_id), *older, *kept]
+            owed = [event for event in queued if id(event) not in in_buffer] + kept
+            if last_event_id != "earliest":
+                owed.insert(0, control_event("stream.gap", after=last_event_id))
         return (
             event
             for event in owed
