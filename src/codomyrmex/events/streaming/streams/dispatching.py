@@ -73,7 +73,7 @@ class DispatchingStream(Stream):
         self._leaving: set[SerialRunner[Event]] = set()
         # Subscriptions that have ended but are still in the index.
         self._forgotten: deque[str] = deque()
-        self._owner: object = self
+        self._owner: object = object()  # not itself: that would be for the garbage collector
         self._published = 0
         self._refused = 0
         self._failed = 0

@@ -71,6 +71,8 @@ class Pump:
         self._events = events
         self._on_failure = on_failure
         self._on_end = on_end
+        self._begun = False
+        self._unwanted = False
         self._handling = False
         self._over = False
         self._waiting_for_end: Waiters = deque()
@@ -81,7 +83,10 @@ class Pump:
 
     async def _run(self) -> None:
         subscription = self.subscription
+        self._begun = True
         try:
+            if self._unwanted:
+                return
             async for event in self._events:
                 self._handling = True
                 if not await hand_over(subscription, event):
@@ -115,7 +120,9 @@ class Pump:
         self._on_its_loop(self._cancel)
 
     def _cancel(self) -> None:
-        if asyncio.current_task() is not self._task:
+        if not self._begun:
+            self._unwanted = True  # a task that is cancelled now would not even close the iterator
+        elif asyncio.current_task() is not self._task:
             self._task.cancel()
 
     def stop(self) -> None:
@@ -125,7 +132,7 @@ class Pump:
 
     def _stop_waiting(self) -> None:
         if not self._handling:
-            self._task.cancel()
+            self._cancel()
 
     def _on_its_loop(self, function: Callable[[], None]) -> None:
         loop = self._task.get_loop()

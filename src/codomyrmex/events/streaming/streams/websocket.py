@@ -370,7 +370,7 @@ class WebSocketStream:
             published=self._published,
             refused=self._refused,
             dropped=self._dropped_before + sum(queue.dropped for queue in queues.values()),
-            failed=self._failed,
+            failed=self._failed + self._observers.statistics().failed,
             buffered=max((queue.size for queue in queues.values()), default=0),
             subscribers=len(clients),
             queues=queues,
