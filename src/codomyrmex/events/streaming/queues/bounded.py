@@ -288,14 +288,19 @@ class SubscriberQueue(asyncio.Queue[T]):
 
     def take_all(self) -> "list[T]":
         """Take out all that is in the queue now, oldest first, and forget its losses."""
-        taken: list[T] = []
         # As many as there are now: other threads could fill it as fast as this empties it.
-        for _ in range(len(self._queue)):
+        taken = self.take(len(self._queue))
+        self._losses.clear()
+        return taken
+
+    def take(self, count: int) -> "list[T]":
+        """Take out so many items, oldest first, or as many as there are."""
+        taken: list[T] = []
+        for _ in range(count):
             try:
                 taken.append(self._queue.popleft())
             except IndexError:  # another thread was quicker
                 break
-        self._losses.clear()
         if self._crowded and len(self._queue) <= self._low:
             self._leave_crowd()
         wake_all(self._writers)
@@ -306,20 +311,25 @@ class SubscriberQueue(asyncio.Queue[T]):
         return list(self._queue)
 
     @property
+    def free(self) -> int:
+        """How many items there is room for; may be negative after `force`."""
+        return self._limit - len(self._queue)
+
+    @property
     def crowded(self) -> bool:
         """Whether a ``block`` queue was filled and is not yet down to half."""
         return self._crowded
 
     def when_room(self, callback: Callable[[], object]) -> None:
-        """Call back once a ``block`` queue that was filled is down to half, or ended.
+        """Call back once there is room for an item, or the queue has ended.
 
         On the running event loop, and soon if that is so already.
         """
         future = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda _: callback())
-        self._waiting_for_room.append(future)
-        if not self._crowded:
-            wake_all(self._waiting_for_room)
+        self._writers.append(future)
+        if self.ended or not self.full():
+            wake_all(self._writers)
 
     async def room(self) -> None:
         """Wait until a ``block`` queue that was filled is down to half, or ended."""

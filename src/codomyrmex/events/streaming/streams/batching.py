@@ -74,7 +74,7 @@ class BatchingStream:
         self._failed = 0
         follow_forks(self)
 
-    def _after_fork(self) -> None:
+    def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
         self._loop = None
         self._timer = None
         self._sending = threading.Lock()

@@ -32,6 +32,30 @@ def _heartbeat() -> Event:
     return Event(type=EventType.HEARTBEAT)
 
 
+class _Waiting:
+    """A publisher that waits for room.
+
+    Attributes:
+        event: what it publishes.
+        taken: whether that was taken; None: not decided yet.
+        publisher: itself, to be woken then.
+    """
+
+    __slots__ = ("event", "publisher", "taken")
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self.taken: bool | None = None
+        self.publisher: Waiters = deque()
+
+    def is_over(self) -> bool:
+        return self.taken is not None
+
+    def end(self, taken: bool) -> None:
+        self.taken = taken
+        wake_all(self.publisher)
+
+
 class AsyncStream:
     """Events from publishers to consumers, through a bounded buffer and a queue for each consumer.
 
@@ -78,9 +102,13 @@ class AsyncStream:
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
+        # Those that make the dispatcher wait, among the subscribers.
+        self._blocking: dict[str, SubscriberQueue[Event]] = {}
         # What was taken out of the buffer and did not fit, by queue. While there is any, nothing
         # more is taken out, so everybody's order stays what it is.
         self._late: dict[SubscriberQueue[Event], list[Event]] = {}
+        # Publishers that wait for room in the buffer. While there are any, it is full.
+        self._line: deque[_Waiting] = deque()
         # The queues that will call the dispatcher when they have room.
         self._awaited: set[SubscriberQueue[Event]] = set()
         self._dispatched: Waiters = deque()
@@ -90,10 +118,11 @@ class AsyncStream:
         self._dropped_before = 0
         follow_forks(self)
 
-    def _after_fork(self) -> None:
+    def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
         self._loop = None
         self._scheduled = False
         self._awaited.clear()
+        self._line.clear()  # publishers in the parent
 
     async def start(self) -> None:
         """Begin to dispatch, what collected before first. Again does nothing.
@@ -125,16 +154,18 @@ class AsyncStream:
         self._stopped = True
         self._running = False
         self._buffer.end()
+        while self._line:
+            self._line.popleft().end(False)
         if self._loop is None or self._loop.is_closed():
             self._move_to(asyncio.get_running_loop())
         try:
-            if not self._is_dispatched():
-                self._schedule()
+            try:
                 async with asyncio.timeout(timeout):
-                    while not self._is_dispatched():
-                        await wait_until(self._dispatched, self._is_dispatched)
-        except TimeoutError:
-            _logger.warning("AsyncStream.stop: consumers did not make room within %g s", timeout)
+                    await self._until_dispatched()
+            except TimeoutError:
+                _logger.warning("AsyncStream.stop: a consumer made no room within %g s", timeout)
+                self._lose_what_blocks()
+                await self._until_dispatched()
         finally:
             self._dispatch_the_rest()
             for queue in tuple(self._subscribers.values()):
@@ -153,24 +184,48 @@ class AsyncStream:
         return await self._publish_when_room(event)
 
     async def _publish_when_room(self, event: Event) -> bool:
-        buffer = self._buffer
+        """Stand in line, so that nobody who comes later is served before."""
+        if self._buffer.ended:
+            self._refused += 1
+            return False
+        waiting = _Waiting(event)
+        self._line.append(waiting)
+        if self._running:
+            self._schedule()  # another thread may have made room just now
         try:
             async with asyncio.timeout(_PUBLISH_TIMEOUT):
-                while not buffer.ended:
-                    await buffer.room()
-                    if buffer.offer(event):
-                        if self._running:
-                            self._schedule()
-                        return True
-                    await asyncio.sleep(0)  # another thread was quicker
+                await wait_until(waiting.publisher, waiting.is_over)
         except TimeoutError:
-            _logger.warning(
-                "AsyncStream.publish: no room for event %s within %g s; it was not taken",
-                event.id,
-                _PUBLISH_TIMEOUT,
-            )
-        self._refused += 1
-        return False
+            if self._leave_line(waiting):
+                _logger.warning(
+                    "AsyncStream.publish: no room for event %s within %g s; it was not taken",
+                    event.id,
+                    _PUBLISH_TIMEOUT,
+                )
+                waiting.taken = False
+        except BaseException:
+            self._leave_line(waiting)
+            raise
+        if waiting.taken is False:
+            self._refused += 1
+            return False
+        return True
+
+    def _leave_line(self, waiting: "_Waiting") -> bool:
+        """Wait no more. False: the event has been dealt with."""
+        try:
+            self._line.remove(waiting)
+        except ValueError:
+            return False
+        return True
+
+    def _let_in(self) -> None:
+        """Take the events of those who stand in line, as far as there is room."""
+        line = self._line
+        while line and not self._buffer.full():
+            waiting = line.popleft()
+            self._buffer.force(waiting.event)
+            waiting.end(True)
 
     def publish_nowait(self, event: Event) -> bool:
         """Take an event if there is room; from any thread, with or without an event loop.
@@ -207,9 +262,10 @@ class AsyncStream:
             ValueError: `overflow` is not a policy, or `key` is for another one.
         """
         subscription_id = uuid7()
-        self._subscribers[subscription_id] = make_queue(
-            buffer_size, overflow, key=key, name=subscription_id
-        )
+        queue = make_queue(buffer_size, overflow, key=key, name=subscription_id)
+        if queue.overflow == "block":
+            self._blocking[subscription_id] = queue
+        self._subscribers[subscription_id] = queue
         return subscription_id
 
     async def unsubscribe(self, subscription_id: str) -> bool:
@@ -217,15 +273,21 @@ class AsyncStream:
 
         False: there is no subscription with this id.
         """
-        queue = self._subscribers.pop(subscription_id, None)
+        queue = self._remove(subscription_id)
         if queue is None:
             return False
         if not queue.ended:
             for event in self._late.pop(queue, []) + self._buffer.snapshot():
                 queue.force(event)
-        self._dropped_before += queue.dropped
         queue.end()
         return True
+
+    def _remove(self, subscription_id: str) -> SubscriberQueue[Event] | None:
+        queue = self._subscribers.pop(subscription_id, None)
+        self._blocking.pop(subscription_id, None)
+        if queue is not None:
+            self._dropped_before += queue.dropped
+        return queue
 
     def consume(self, subscription_id: str) -> AsyncGenerator[Event, None]:
         """The events of a subscription, until it or the stream ends.
@@ -256,9 +318,8 @@ class AsyncStream:
         return reader
 
     def _forget_if_read_out(self, subscription_id: str, queue: SubscriberQueue[Event]) -> None:
-        if queue.ended and queue.empty() and subscription_id in self._subscribers:
-            del self._subscribers[subscription_id]
-            self._dropped_before += queue.dropped
+        if queue.ended and queue.empty():
+            self._remove(subscription_id)
 
     # The dispatcher: not a task but a callback, so that there is nothing to cancel or to leak.
 
@@ -272,28 +333,37 @@ class AsyncStream:
         """Have the dispatcher run soon, on its loop. From any thread."""
         if self._scheduled:
             return
-        loop = self._loop
-        running = running_loop()
-        if loop is None or loop.is_closed():
-            if running is None:
-                return  # a later publisher, or stop, will have one
-            self._move_to(running)
-            loop = running
         self._scheduled = True
-        if loop is running:
-            loop.call_soon(self._dispatch)
-        else:
+        loop, running = self._loop, running_loop()
+        if loop is not None and loop is not running:
             try:
                 loop.call_soon_threadsafe(self._dispatch)
-            except RuntimeError:  # it was closed just now
-                self._scheduled = False
+            except RuntimeError:  # it is closed
+                loop = None
+            else:
+                return
+        if running is None:
+            self._scheduled = False  # a later publisher, or stop, will have a loop
+            return
+        if loop is None:
+            self._move_to(running)
+            self._scheduled = True
+        running.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         """Move what is in the buffer to the queues."""
         self._scheduled = False
         if self._late and not self._dispatch_late():
             return
-        events = self._buffer.take_all()
+        buffer = self._buffer
+        count = buffer.qsize()
+        narrow = None
+        for queue in tuple(self._blocking.values()):
+            if queue.free < count and not queue.ended:
+                count, narrow = max(queue.free, 0), queue
+        events = buffer.take(count)
+        if self._line:
+            self._let_in()
         if events:
             late = self._late
             # A copy, since a subscription may be cancelled in another thread.
@@ -304,26 +374,25 @@ class AsyncStream:
             if late:
                 self._schedule()  # after the consumers that have just been woken
                 return
-        if self._dispatched:
+        if narrow is not None:
+            self._await_room(narrow)
+        elif not buffer.empty():
+            self._schedule()
+        elif self._dispatched:
             wake_all(self._dispatched)
 
     def _dispatch_late(self) -> bool:
         """Move what did not fit before, now that consumers had a turn. False: not all of it."""
-        had_turn = False
         for queue, events in tuple(self._late.items()):
             taken = queue.fill(events)
             del events[:taken]
+            if not taken:  # nobody reads
+                for event in events:
+                    queue.feed(event)
+                events.clear()
             if not events:
                 self._late.pop(queue, None)
-            elif taken:
-                had_turn = True
-            elif queue.overflow == "block":
-                self._await_room(queue)
-            else:
-                self._late.pop(queue, None)
-                for event in events:
-                    queue.offer(event)
-        if had_turn:
+        if self._late:
             self._schedule()
         return not self._late
 
@@ -339,15 +408,27 @@ class AsyncStream:
     def _is_dispatched(self) -> bool:
         return self._buffer.empty() and not self._late
 
+    async def _until_dispatched(self) -> None:
+        while not self._is_dispatched():
+            self._schedule()
+            await wait_until(self._dispatched, self._is_dispatched)
+
+    def _lose_what_blocks(self) -> None:
+        """End the consumers that make the dispatcher wait, with what fits into their queues."""
+        events = self._buffer.snapshot()
+        for queue in tuple(self._blocking.values()):
+            taken = queue.fill(events)
+            if taken < len(events):
+                queue.lose(len(events) - taken)
+            queue.end()
+
     def _dispatch_the_rest(self) -> None:
         """Move what is left at once: what does not fit is lost by its policy."""
+        self._lose_what_blocks()
         rest = self._buffer.take_all()
         for queue in tuple(self._subscribers.values()):
-            events = self._late.pop(queue, []) + rest
-            for index, event in enumerate(events):
-                if not queue.ended and not queue.offer(event) and queue.overflow == "block":
-                    queue.lose(len(events) - index)
-                    break
+            for event in self._late.pop(queue, []) + rest:
+                queue.offer(event)
         self._late.clear()
 
     async def _broadcast(self, event: Event) -> None:
@@ -398,6 +479,8 @@ class _AsStream(Stream):
     def __init__(self, stream: AsyncStream) -> None:
         self._stream = stream
         self._pumps: dict[str, Pump] = {}
+        # Those whose handler runs for the last time.
+        self._leaving: set[Pump] = set()
 
     async def publish(self, event: Event) -> None:
         """Take an event, waiting for room in the buffer for up to 5 seconds.
@@ -428,14 +511,19 @@ class _AsStream(Stream):
         subscription = Subscription(topic=topic, handler=handler, filter_fn=filter_fn)
         subscription_id = await self._stream.subscribe(overflow="block")
         subscription.id = subscription_id
-        subscription._runner = self._pumps[subscription_id] = Pump(
+        pump = Pump(
             subscription,
             self._stream._iterate(subscription_id, None),
             on_failure=self._handler_failed,
-            on_end=partial(self._forget, subscription_id),
+            on_end=lambda: self._pump_ended(pump),
         )
+        subscription._runner = self._pumps[subscription_id] = pump
         subscription._release = self._forget
         return subscription
+
+    def _pump_ended(self, pump: Pump) -> None:
+        self._forget(pump.subscription.id)
+        self._leaving.discard(pump)
 
     def _handler_failed(self) -> None:
         self._stream._failed += 1
@@ -456,11 +544,11 @@ class _AsStream(Stream):
         if pump is None:
             return False
         pump.subscription._release = None
+        self._leaving.add(pump)
         pump.stop()
-        queue = self._stream._subscribers.pop(subscription_id, None)
+        queue = self._stream._remove(subscription_id)
         if queue is not None:
             self._stream._late.pop(queue, None)
-            self._stream._dropped_before += queue.dropped
             queue.end()
         return True
 
@@ -468,17 +556,19 @@ class _AsStream(Stream):
         return self._stream.statistics()
 
     async def aclose(self, *, drain: bool = True) -> None:
-        pumps = dict(self._pumps)
-        for subscription_id, pump in pumps.items():
+        pumps = {*self._pumps.values(), *self._leaving}
+        for subscription_id in tuple(self._pumps):
             if drain:
-                await self._stream.unsubscribe(subscription_id)
+                await self._stream.unsubscribe(subscription_id)  # they read on to their end
             else:
                 self._forget(subscription_id)
-                pump.cancel()
         try:
+            if not drain:
+                for pump in pumps:
+                    pump.cancel()
             await self._stream.stop()
-            for pump in pumps.values():
+            for pump in pumps:
                 await pump.finish()
         finally:
-            for pump in pumps.values():
+            for pump in pumps:
                 pump.cancel()

@@ -211,7 +211,7 @@ class WebSocketStream:
         self._dropped_before = 0
         follow_forks(self)
 
-    def _after_fork(self) -> None:
+    def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
         # The sockets are the parent's: what a child wrote would come between its texts.
         self._connections = {}
         self._by_connection = {}
