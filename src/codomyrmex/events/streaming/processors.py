@@ -12,7 +12,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from .errors import StreamingError
 from .models import Event, Subscription
@@ -76,12 +76,15 @@ class ProcessorStatistics:
     in_flight: int
 
 
-_MAP, _FILTER, _SINK = range(3)
+_MAP: Final = 0
+_FILTER: Final = 1
+_SINK: Final = 2
 _Step: TypeAlias = tuple[int, Callable[[Any], Any]]
 """What to do with the value of a function, and the function."""
 
 _LEFT_OUT: Any = object()  # in place of the value of an event that has left the pipeline
 _NOT_CALLED: Any = object()
+_NO_STEP: Any = None
 
 
 class StreamProcessor:
@@ -334,35 +337,33 @@ class StreamProcessor:
         """
         self._received += 1
         value: Any = event
-        index = 0
-        steps = self._steps
+        step: _Step = _NO_STEP
         try:
-            for kind, function in steps:
+            for step in self._stages:
+                kind, function = step
                 result = function(value)
-                if kind == _FILTER:
-                    if result is True:
-                        pass
-                    elif result is not False and hasattr(result, "__await__"):
-                        return self._process_rest(event, value, index, result)
-                    elif not result:
-                        self._filtered += 1
-                        return None
-                elif type(result) is Event:
-                    if kind == _MAP:
+                if kind == _MAP:
+                    if type(result) is Event:  # the usual answers first: this is the hot path
                         value = result
-                elif result is not None and hasattr(result, "__await__"):
-                    return self._process_rest(event, value, index, result)
-                elif kind == _MAP:
-                    if result is None:
-                        self._filtered += 1
-                        return None
+                        continue
+                elif result is True:
+                    continue
+                if result is not None and hasattr(result, "__await__"):
+                    return self._process_rest(event, value, step, result)
+                if result is None or (kind == _FILTER and not result):
+                    self._filtered += 1
+                    return None
+                if kind == _MAP:
                     value = result
-                index += 1
+            for step in self._sinks:
+                result = step[1](value)
+                if result is not None and hasattr(result, "__await__"):
+                    return self._process_rest(event, value, step, result)
         except (Exception, asyncio.CancelledError) as error:
             if self._retry.attempts > 1 or self._dead_letters is not None:
-                return self._process_rest(event, value, index, _NOT_CALLED, error)
+                return self._process_rest(event, value, step, _NOT_CALLED, error)
             self._failed += 1
-            self._give_up(event, steps[index][1], error)
+            self._give_up(event, step[1], error)
             return None
         self._delivered += 1
         return None
@@ -377,19 +378,20 @@ class StreamProcessor:
         self,
         event: Event,
         value: Any,
-        index: int,
+        step: _Step,
         awaitable: Any = _NOT_CALLED,
         error: BaseException | None = None,
     ) -> None:
         """Go on at a step whose function has returned an awaitable, or has raised."""
         steps = self._steps
+        index = next(index for index, each in enumerate(steps) if each is step)
         try:
-            value = await self._take_step(steps[index], value, awaitable, error)
-            for step in steps[index + 1 :]:
+            value = await self._take_step(step, value, awaitable, error)
+            for following in steps[index + 1 :]:
                 if value is _LEFT_OUT:
                     break
                 index += 1
-                value = await self._take_step(step, value)
+                value = await self._take_step(following, value)
         except (Exception, asyncio.CancelledError) as last:
             self._failed += 1
             if is_cancellation(last):

@@ -140,8 +140,9 @@ class DispatchingStream(Stream):
         self._lock.acquire()
         try:
             # Not before the lock is held: whoever has subscribed since then would miss the event.
+            metadata = event.metadata
             try:
-                targets = self._find_targets(event.metadata.get("topic"))
+                targets = self._find_targets(metadata.get("topic") if metadata else None)
             except TypeError:  # not hashable, so not a topic: _route says so
                 targets = None
             if targets is None or self._closed:
