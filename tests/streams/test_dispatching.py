@@ -180,6 +180,33 @@ class TestHandlers:
         await stream.publish(create_event(1))
         assert got == [(who, n) for n in (1, 2, 3) for who in ("answer", "log")]
 
+    async def test_may_publish_what_makes_others_fail_or_return_awaitables(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stream, got = InMemoryStream(), list[Any]()
+
+        def publish_more(event: Event) -> None:
+            if event.data == 0:
+                publish(stream, 1, 2)
+
+        def fail(event: Event) -> None:
+            if event.data == 1:
+                raise KeyError
+
+        async def take(event: Event) -> None:
+            got.append(event.data)
+
+        await stream.subscribe(publish_more)
+        await stream.subscribe(fail)
+        await stream.subscribe(lambda event: take(event) if event.data == 2 else None)
+        await stream.subscribe(lambda event: got.append(event.data))
+        await stream.publish(create_event(0))
+        assert got == [0, 1, 2]
+        await stream.drain()
+        assert got == [0, 1, 2, 2]
+        assert stream.statistics().failed == 1
+        assert "KeyError" in caplog.text
+
     async def test_may_subscribe_others_who_get_what_comes_later(self) -> None:
         stream, got = InMemoryStream(), list[Any]()
         made: list[asyncio.Task[Subscription]] = []

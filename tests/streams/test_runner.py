@@ -166,21 +166,43 @@ class TestItems:
         for name in range(4):
             assert [b for a, b in got if a == name] == list(range(300))
 
-    async def test_two_threads_that_start_it_at_once_start_one_task(self) -> None:
+    def test_started_by_two_threads_at_once_have_one_task(self) -> None:
         got: list[Any] = []
-        runner, _ = make(got.append)
-        barrier = threading.Barrier(4, timeout=PATIENCE)
+        inside = 0
 
-        def work() -> None:
-            barrier.wait()
+        async def function(item: int) -> None:
+            nonlocal inside
+            inside += 1
+            await asyncio.sleep(0.001)
+            got.append((item, inside))
+            inside -= 1
+
+        class Interrupting(asyncio.SelectorEventLoop):
+            """A loop that is asked something at the moment at which another thread starts it."""
+
+            another: Callable[[], None] | None = None
+
+            def is_closed(self) -> bool:
+                another, self.another = self.another, None
+                if another is not None:
+                    with thread(another):
+                        pass
+                return super().is_closed()
+
+        loop = Interrupting()
+        runner, _ = make(function, loop=loop)
+
+        async def main() -> None:
+            for item in range(3):
+                runner.queue.force(item)
+            loop.another = runner.start
             runner.start()
-
-        for _ in range(50):
-            runner.queue.force("item")
-            await asyncio.gather(*(asyncio.to_thread(work) for _ in range(4)))
-            assert own_tasks() <= 1
             await runner.drain()
-        assert len(got) == 50
+            await runner.finish()
+
+        loop.run_until_complete(main())
+        loop.close()
+        assert got == [(0, 1), (1, 1), (2, 1)]
 
 
 class TestLoops:

@@ -67,6 +67,23 @@ class TestTopics:
         assert got == [(name, n) for n in (1, 2, 3) for name in ("exact", "every")]
         assert [e.metadata for e in stream.get_recent_events()] == [{"topic": "a"}] * 3
 
+    def test_made_by_two_threads_at_once_are_one(self) -> None:
+        topics = TopicStream()
+        made: list[InMemoryStream] = []
+
+        class Name(str):
+            """A name that another thread takes while it is being checked."""
+
+            __slots__ = ()
+
+            def isprintable(self) -> bool:
+                with thread(lambda: made.append(topics.topic("a"))):
+                    pass
+                return super().isprintable()
+
+        assert topics.topic(Name("a")) is made[0]
+        assert topics.list_topics() == ["a"]
+
     async def test_do_not_change_the_event_of_the_caller(self) -> None:
         topics, got = TopicStream(), list[Event]()
         await topics.subscribe("*", got.append)
@@ -315,6 +332,31 @@ class TestSubscriptions:
         await topics.drain()
         assert sorted(got) == sorted([(number, 1) for number in range(3)] * 2)
         await topics.aclose()
+
+    @pytest.mark.real_time
+    async def test_that_return_awaitables_after_their_end_are_not_waited_for(self) -> None:
+        topics, got = TopicStream(), list[Any]()
+        inside, leave = threading.Event(), threading.Event()
+
+        async def take(event: Event) -> None:
+            got.append(event.data)
+
+        def returning(event: Event) -> Any:
+            if event.data == "slow":
+                inside.set()
+                assert leave.wait(PATIENCE)
+            return take(event)
+
+        subscription = await topics.subscribe("*", returning)
+        with thread(lambda: topics.publish_nowait("a", create_event("slow"))):
+            assert await asyncio.to_thread(inside.wait, PATIENCE)
+            await topics.publish("b", create_event("quick"))
+            await asyncio.sleep(0.01)
+            assert got == ["quick"]
+            subscription.cancel()
+            leave.set()
+        await topics.aclose()
+        assert got == ["quick"]
 
     @pytest.mark.real_time
     async def test_to_a_pattern_see_each_topic_in_its_order_whatever_the_threads(self) -> None:

@@ -109,7 +109,9 @@ class DispatchingStream(Stream):
             TopicError: the topic in the event's metadata cannot be one.
             StreamClosed: the stream has been closed.
         """
-        if (self._crowd or len(self._pending) >= _MAX_PENDING) and self._would_wait(event):
+        if (self._crowd or len(self._pending) >= _MAX_PENDING) and self._obstacle(
+            event
+        ) is not None:
             self._refused += 1
             return False
         self._append(event)
@@ -319,22 +321,25 @@ class DispatchingStream(Stream):
                 return queue
         return None
 
-    def _would_wait(self, event: Event) -> bool:
-        """Whether `publish` would have to wait now."""
+    def _obstacle(self, event: Event) -> Callable[[], Awaitable[None]] | None:
+        """What waits until there is room, if `publish` has to."""
         if len(self._pending) >= _MAX_PENDING:
             self._deliver_pending()
-        if len(self._pending) < _MAX_PENDING and self._behind(event) is None:
-            return False
-        return not (self._closed or self._is_called_by_handler())
+        wait: Callable[[], Awaitable[None]] | None = None
+        if len(self._pending) >= _MAX_PENDING:
+            wait = partial(wait_until, self._settled, self._has_room)
+        elif (queue := self._behind(event)) is not None:
+            wait = queue.room
+        if wait is None or self._closed or self._is_called_by_handler():
+            return None
+        return wait
 
     async def _wait_for_room(self, event: Event) -> None:
         while self._crowd or len(self._pending) >= _MAX_PENDING:
-            if not self._would_wait(event):
+            wait = self._obstacle(event)
+            if wait is None:
                 return
-            if len(self._pending) >= _MAX_PENDING:
-                await wait_until(self._settled, self._has_room)
-            elif (queue := self._behind(event)) is not None:
-                await queue.room()
+            await wait()
 
     def _has_room(self) -> bool:
         return len(self._pending) < _MAX_PENDING or self._closed
@@ -524,7 +529,7 @@ class DispatchingStream(Stream):
         wake_all(self._settled)
         return tuple(self._leaving)
 
-    def _after_fork(self) -> None:
+    def _after_fork(self) -> None:  # pragma: no cover - runs in forked children only
         """What other threads were at in the parent does not go on in this child."""
         self._lock = threading.Lock()
         if self not in _streams_beneath():

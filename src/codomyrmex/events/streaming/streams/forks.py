@@ -23,10 +23,10 @@ def follow_forks(stream: _Forkable) -> None:
     _followers.add(stream)
 
 
-def _in_child() -> None:
+def _in_child() -> None:  # pragma: no cover - runs in forked children only
     for stream in tuple(_followers):
         stream._after_fork()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which has no fork
     os.register_at_fork(after_in_child=_in_child)

@@ -213,7 +213,8 @@ class SerialRunner(Generic[T]):
                     raise
                 self._on_failure(item)
             finally:
-                if era == self._era:  # otherwise this was left for dead, and is now collected
+                # Unless this was left for dead, and is now collected.
+                if era == self._era:  # pragma: no branch - that is on the way out
                     self.busy = False
                     self._handled += 1
                     if self._idle:

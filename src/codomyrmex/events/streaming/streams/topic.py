@@ -238,22 +238,19 @@ class TopicStream:
                     self._sweep_due = now + self.idle_ttl / 8
                     return
                 branch.looked_at = now
+                # Whoever uses a topic does so first and then looks whether it is still here: so it
+                # goes first, and then is looked at.
+                del self._topics[name]
                 if branch.is_idle(since):
-                    self._let_go(branch, since)
+                    self._let_go(branch)
                 else:
-                    self._topics.move_to_end(name)
+                    self._topics[name] = branch
 
-    def _let_go(self, branch: "_Branch", since: float) -> None:
-        """Forget a topic, unless it was used at this very moment. The lock is held."""
-        name = branch.name
-        del self._topics[name]
-        # Whoever uses a topic does so first and then looks whether it is still among them.
-        if not branch.is_idle(since):
-            self._topics[name] = branch
-            return
+    def _let_go(self, branch: "_Branch") -> None:
+        """Keep of a topic what it has counted, and find it again if somebody holds on to it."""
         branch.counted = _counts(branch.statistics())
         self._gone.update(branch.counted)
-        self._held[name] = branch
+        self._held[branch.name] = branch
 
     def _dismiss(self, branch: "_Branch") -> None:
         """Forget a topic that was closed."""
@@ -264,7 +261,7 @@ class TopicStream:
             elif self._held.get(branch.name) is branch:
                 del self._held[branch.name]
 
-    def _after_fork(self) -> None:
+    def _after_fork(self) -> None:  # pragma: no cover - runs in forked children only
         self._lock = threading.Lock()
 
 
