@@ -325,8 +325,14 @@ class SubscriberQueue(asyncio.Queue[T]):
 
         On the running event loop, and soon if that is so already.
         """
+
+        def call(_: object) -> None:
+            callback()
+            if not self.full():  # it may not use the room, and others wait for that
+                wake(self._writers)
+
         future = asyncio.get_running_loop().create_future()
-        future.add_done_callback(lambda _: callback())
+        future.add_done_callback(call)
         self._writers.append(future)
         if self.ended or not self.full():
             wake_all(self._writers)
