@@ -218,7 +218,7 @@ class BatchingStream:
 
     def _call_soon(self, function: Callable[[], object]) -> None:
         """Have the loop that counts the time call a function. From any thread."""
-        if self._loop is not None:
+        if self._loop is not None:  # pragma: no branch - it is only in a forked child
             with suppress(RuntimeError):  # it is closed: nobody counts the time
                 self._loop.call_soon_threadsafe(function)
 

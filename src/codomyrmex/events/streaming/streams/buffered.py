@@ -489,7 +489,10 @@ class _AsStream(Stream):
             PublishTimeout: there was no room in time.
             StreamClosed: the stream is stopped.
         """
-        if not await self._stream.publish(event):
+        self._check_taken(await self._stream.publish(event), event)
+
+    def _check_taken(self, taken: bool, event: Event) -> None:
+        if not taken:
             self._check_open()
             raise PublishTimeout(f"no room for event {event.id} within {_PUBLISH_TIMEOUT:g} s")
 
