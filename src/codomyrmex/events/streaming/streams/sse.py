@@ -48,7 +48,8 @@ class SSEStream(DispatchingStream):
     def _append(self, event: Event) -> None:
         # Written once, for every reader, and here, where the publisher is told if it cannot be.
         event._frame = event.to_sse()
-        super()._append(event)
+        # Always by way of what is pending: a replay relies on the lock for what has been delivered.
+        self._append_pending(event)
 
     async def subscribe(
         self,
@@ -177,12 +178,10 @@ class SSEStream(DispatchingStream):
         """
         # What is still to be delivered to this subscription comes through its queue. A delivery
         # may go on meanwhile, so it is looked up before the queue is emptied.
-        delivering = self._delivering
-        unsettled = len(self._pending) + (delivering is not None)
         coming = {id(event) for event, targets in self._pending if subscription in targets}
-        kept = list(self._event_buffer)
-        if subscription in (delivering or ()) and unsettled <= len(kept):
-            coming.add(id(kept[-unsettled]))
+        if subscription in (self._delivering or ()) and self._event_buffer:
+            coming.add(id(self._event_buffer[-1]))
+        kept = [*self._event_buffer, *(event for event, _ in self._pending)][-self._buffer_size :]
         queued = queue.take_all()
         coming.difference_update(map(id, queued))
         for index in range(len(kept) - 1, -1, -1):

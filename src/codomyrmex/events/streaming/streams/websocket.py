@@ -3,6 +3,8 @@
 import asyncio
 import inspect
 import logging
+import os
+import socket
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
@@ -339,9 +341,9 @@ class WebSocketStream:
 
     def _lost(self, client: _Client) -> None:
         """A client's socket failed, or it was too slow."""
-        self._failed += 1
-        _logger.info("WebSocket client %s is removed", client.client_id, exc_info=sys.exception())
-        self._end(client, _TOO_SLOW, "too slow, or gone")
+        if self._end(client, _TOO_SLOW, "too slow, or gone"):
+            self._failed += 1
+            _logger.info("WebSocket client %s is lost", client.client_id, exc_info=sys.exception())
 
     def _remove(self, client: _Client) -> bool:
         """Send nothing more to a client. False: it has been removed before."""
@@ -352,11 +354,13 @@ class WebSocketStream:
         client.end()
         return True
 
-    def _end(self, client: _Client, code: int, reason: str) -> None:
-        """Remove a client and close its socket. Again does nothing."""
-        if self._remove(client):
-            self._closing.add(client)
-            client.close(code, reason)
+    def _end(self, client: _Client, code: int, reason: str) -> bool:
+        """Remove a client and close its socket. False: that has been done before."""
+        if not self._remove(client):
+            return False
+        self._closing.add(client)
+        client.close(code, reason)
+        return True
 
     def as_stream(self) -> Stream:
         """This as a `Stream`: publish is `broadcast`; handlers get what is broadcast."""
@@ -435,13 +439,28 @@ async def _close(websocket: Any, code: int, reason: str, timeout: float) -> None
             if inspect.isawaitable(result):
                 await result
     except (Exception, asyncio.CancelledError) as error:
-        # Those of websockets show their transport; others leave it to the server.
-        abort = getattr(getattr(websocket, "transport", None), "abort", None)
-        if callable(abort):
-            abort()
+        _cut_off(websocket)
         if is_cancellation(error):
             raise
         _logger.debug("closing %r failed", websocket, exc_info=True)
+
+
+def _cut_off(websocket: Any) -> None:
+    """End the connection beneath a socket, where it can be reached.
+
+    With Starlette it cannot: there the server's own pings find that nobody is there.
+    """
+    abort = getattr(getattr(websocket, "transport", None), "abort", None)  # websockets
+    if callable(abort):
+        abort()
+        return
+    get_extra_info = getattr(websocket, "get_extra_info", None)  # aiohttp
+    connection = get_extra_info("socket") if callable(get_extra_info) else None
+    if connection is not None:
+        # By a descriptor of our own, since the socket that a transport shows cannot do it itself
+        # under every event loop.
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
 
 
 def _close_options(close: Callable[..., Any], code: int, reason: str) -> dict[str, Any]:
