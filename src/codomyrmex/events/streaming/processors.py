@@ -76,7 +76,7 @@ class ProcessorStatistics:
     in_flight: int
 
 
-_MAP: Final = 0
+_MAP: Final = 0  # and nothing else is false
 _FILTER: Final = 1
 _SINK: Final = 2
 _Step: TypeAlias = tuple[int, Callable[[Any], Any]]
@@ -340,9 +340,9 @@ class StreamProcessor:
         step: _Step = _NO_STEP
         try:
             for step in self._stages:
-                kind, function = step
+                is_filter, function = step
                 result = function(value)
-                if kind == _MAP:
+                if not is_filter:
                     if type(result) is Event:  # the usual answers first: this is the hot path
                         value = result
                         continue
@@ -350,10 +350,10 @@ class StreamProcessor:
                     continue
                 if result is not None and hasattr(result, "__await__"):
                     return self._process_rest(event, value, step, result)
-                if result is None or (kind == _FILTER and not result):
+                if result is None or (is_filter and not result):
                     self._filtered += 1
                     return None
-                if kind == _MAP:
+                if not is_filter:
                     value = result
             for step in self._sinks:
                 result = step[1](value)

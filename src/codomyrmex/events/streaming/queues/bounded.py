@@ -385,6 +385,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         """
         items = self._queue
         losses = self._losses
+        readers = self._readers
         timer = IdleTimer(idle) if idle is not None and on_idle is not None else None
         self.reading += 1
         try:
@@ -395,13 +396,34 @@ class SubscriberQueue(asyncio.Queue[T]):
                 if losses and self._lost_here():
                     yield cast("T", self._take_loss())
                     continue
-                try:
-                    item = items.popleft()
-                except IndexError:
+                if not items:
                     if self.ended:
                         return
-                    if await self._wait_to_read(timer) and on_idle is not None:
-                        yield on_idle()
+                    # As wait_until, here and not in a call: this is the way of a lone event.
+                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    readers.append(future)
+                    if items or losses or self.ended:
+                        withdraw(readers, future)
+                        continue
+                    if timer is not None:
+                        timer.start(future)
+                    try:
+                        await future
+                    except BaseException:
+                        if not withdraw(readers, future) and self._has_news():
+                            wake(readers)  # it was woken, and somebody else may read by `get`
+                        raise
+                    finally:
+                        if timer is not None:
+                            timer.stop()
+                    if timer is not None and timer.expired:
+                        withdraw(readers, future)
+                        if not self._has_news() and on_idle is not None:
+                            yield on_idle()
+                    continue
+                try:
+                    item = items.popleft()
+                except IndexError:  # a publisher in another thread has dropped it
                     continue
                 if self._crowded or self._writers:
                     self._taken()
@@ -518,26 +540,3 @@ class SubscriberQueue(asyncio.Queue[T]):
 
     def _has_news(self) -> bool:
         return bool(self._queue or self.ended or self._losses)
-
-    async def _wait_to_read(self, timer: IdleTimer | None) -> bool:
-        """Wait for an item, a loss or the end. True: nothing of that came within the idle time."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._readers.append(future)
-        if self._has_news():
-            withdraw(self._readers, future)
-            return False
-        if timer is not None:
-            timer.start(future)
-        try:
-            await future
-        except BaseException:
-            if not withdraw(self._readers, future) and self._has_news():
-                wake(self._readers)  # it was woken, and somebody else may read by `get`
-            raise
-        finally:
-            if timer is not None:
-                timer.stop()
-        if timer is None or not timer.expired:
-            return False
-        withdraw(self._readers, future)
-        return not self._has_news()

@@ -179,7 +179,7 @@ class AsyncStream:
         """
         if self._buffer.offer(event):
             if self._running and not self._scheduled:
-                self._schedule()
+                self._dispatch_first()
             return True
         return await self._publish_when_room(event)
 
@@ -350,9 +350,23 @@ class AsyncStream:
             self._scheduled = True
         running.call_soon(self._dispatch)
 
+    def _dispatch_first(self) -> None:
+        """Dispatch the first event of a turn of the loop at once, and the others together."""
+        loop = self._loop
+        if loop is None or loop is not running_loop():
+            self._schedule()
+            return
+        self._scheduled = True
+        self._move()
+        loop.call_soon(self._dispatch)
+
     def _dispatch(self) -> None:
-        """Move what is in the buffer to the queues."""
+        """Move what is in the buffer to the queues, as the loop was asked to."""
         self._scheduled = False
+        self._move()
+
+    def _move(self) -> None:
+        """Move what is in the buffer to the queues, as far as there is room."""
         if self._late and not self._dispatch_late():
             return
         buffer = self._buffer
