@@ -15,7 +15,7 @@ import dataclasses
 import enum
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -92,30 +92,39 @@ def _explain(value: object, error: Exception) -> NoReturn:
     """Find the part that cannot be encoded and raise the error that names it."""
     path = "$"
     while True:
-        children: Iterable[tuple[str, object]] = ()
-        if not isinstance(value, str | int | float | dict | list | tuple | None):
-            try:
+        try:
+            if not isinstance(value, str | int | float | dict | list | tuple | None):
                 value = _to_json(value)
-            except Exception as refusal:
-                raise EncodeError(str(refusal), path) from refusal
-            continue
-        if isinstance(value, dict):
-            for key in value:
-                if not isinstance(key, str | int | float | None):
-                    reason = f"a key is a string or number, not {type(key).__name__}"
-                    raise EncodeError(f"{reason}: {key!r}", path)
-                if not _encodes(key):
-                    raise EncodeError(f"a key cannot be encoded: {key!r}", path)
-            children = ((_step(key), item) for key, item in value.items())
-        elif isinstance(value, list | tuple):
-            children = ((f"[{index}]", item) for index, item in enumerate(value))
-        for step, item in children:
+                continue
+            parts = _parts(value)
+        except Exception as refusal:
+            raise EncodeError(str(refusal), path) from refusal
+        for step, item in parts:
             if not _encodes(item):
                 path += step
                 value = item
                 break
         else:
             raise EncodeError(_reason(value, error), path) from error
+
+
+def _parts(value: object) -> list[tuple[str, object]]:
+    """The values in a JSON value, each with the step of the path that leads to it.
+
+    Raises:
+        TypeError: a key cannot be one.
+    """
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str | int | float | None):
+                kind = type(key).__name__
+                raise TypeError(f"a key is a string or number, not {kind}: {key!r}")
+            if not _encodes(key):
+                raise TypeError(f"a key cannot be encoded: {key!r}")
+        return [(_step(key), item) for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [(f"[{index}]", item) for index, item in enumerate(value)]
+    return []
 
 
 def _step(key: object) -> str:
@@ -193,8 +202,28 @@ def _fast_encoder() -> Callable[[Any], str]:
         | orjson.OPT_PASSTHROUGH_SUBCLASS
     )
 
+    containers = frozenset({dict, list, tuple})
+
+    def has_tuples_in_tuples(container: Any) -> bool:
+        in_tuple = type(container) is tuple
+        for item in container.values() if type(container) is dict else container:
+            kind = type(item)
+            if kind in containers and ((in_tuple and kind is tuple) or has_tuples_in_tuples(item)):
+                return True
+        return False
+
     def encode_fast(value: Any) -> str:
         try:
+            # orjson limits the depth of dicts and lists, but not of tuples: some thousands of
+            # them, one in the other, overwrite its memory. A flat dict, the usual value, has none.
+            if type(value) is dict:
+                for item in value.values():
+                    if type(item) in containers:
+                        if has_tuples_in_tuples(value):
+                            return _encode_slowly(value)
+                        break
+            elif type(value) in containers and has_tuples_in_tuples(value):
+                return _encode_slowly(value)
             text = write(value, None, plain_only).decode()
         except Exception:
             return _encode_slowly(value)
