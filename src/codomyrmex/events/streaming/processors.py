@@ -136,7 +136,7 @@ class StreamProcessor:
         self._subscription: Subscription | None = None
         self._pump: Pump | None = None
         self._tasks: deque[asyncio.Task[None]] = deque()
-        self._waiting_for_tasks: Waiters = deque()
+        self._waiting_for_tasks: Waiters = []
         self._error: BaseException | None = None
         self._received = 0
         self._filtered = 0
@@ -199,7 +199,8 @@ class StreamProcessor:
             raise RuntimeError("the processor is running already")
         source = self.source
         circular = any(
-            source in (target, getattr(target, "__self__", None)) for target in self._targets
+            target is source or getattr(target, "__self__", None) is source
+            for target in self._targets
         )
         if circular and not any(kind == _FILTER for kind, _ in self._stages):
             raise ValueError("a processor without a filter cannot feed its own source")
@@ -219,6 +220,8 @@ class StreamProcessor:
             self._pump = pump
         else:
             raise TypeError(f"events come from a stream or an async iterator, not from {source!r}")
+        if self._error is not None:  # the source has replayed something, and that has failed
+            self._subscription.cancel()
         return self._subscription
 
     async def stop(self) -> None:
@@ -233,7 +236,8 @@ class StreamProcessor:
             try:
                 if self._stream is not None:
                     await self._stream.finish(subscription.id)
-                elif self._pump is not None:
+                else:
+                    assert self._pump is not None
                     self._pump.stop()
                     await self._pump.finish()
                 await self._finish_tasks()
@@ -274,13 +278,10 @@ class StreamProcessor:
         await self.stop()
 
     async def _finish_tasks(self) -> None:
-        me = asyncio.current_task()  # in a function of the pipeline: it would wait for itself
-
-        def finished() -> bool:
-            return all(task is me for task in tuple(self._tasks))
-
-        while not finished():
-            await wait_until(self._waiting_for_tasks, finished)
+        if asyncio.current_task() in self._tasks:
+            return  # a function of the pipeline: others in line would wait for it, and it for them
+        while self._tasks:
+            await wait_until(self._waiting_for_tasks, lambda: not self._tasks)
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
