@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections import deque
 from contextlib import suppress
+from typing import SupportsIndex
 
 import pytest
 
@@ -23,7 +23,7 @@ class Door:
     """Something to wait for."""
 
     def __init__(self) -> None:
-        self.waiters: Waiters = deque()
+        self.waiters: Waiters = []
         self.open = False
         self.entered: list[str] = []
 
@@ -214,7 +214,7 @@ async def test_a_waiter_whose_loop_is_closed_is_passed_over() -> None:
 
 async def test_withdraw_says_whether_one_was_woken() -> None:
     loop = asyncio.get_running_loop()
-    waiters: Waiters = deque([loop.create_future(), loop.create_future()])
+    waiters: Waiters = [loop.create_future(), loop.create_future()]
     first, second = waiters
     assert withdraw(waiters, second) is True
     wake(waiters)
@@ -222,12 +222,12 @@ async def test_withdraw_says_whether_one_was_woken() -> None:
     assert withdraw(waiters, second) is False
 
 
-class _Snatched(deque["asyncio.Future[None]"]):
+class _Snatched(list["asyncio.Future[None]"]):
     """Waiters of which another thread takes the last just after one has looked."""
 
-    def popleft(self) -> "asyncio.Future[None]":
+    def pop(self, index: SupportsIndex = -1) -> "asyncio.Future[None]":
         self.clear()
-        return super().popleft()
+        return super().pop(index)
 
 
 async def test_a_waiter_that_another_thread_has_just_woken_is_not_missed() -> None:
@@ -238,7 +238,7 @@ async def test_a_waiter_that_another_thread_has_just_woken_is_not_missed() -> No
 
 @pytest.mark.real_time
 async def test_no_wake_up_is_lost_between_a_fast_waker_and_a_fast_waiter() -> None:
-    waiters: Waiters = deque()
+    waiters: Waiters = []
     produced = consumed = 0
     total = 50_000
 

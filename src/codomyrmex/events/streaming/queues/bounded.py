@@ -20,6 +20,9 @@ _logger = logging.getLogger("codomyrmex.events.streaming")
 
 T = TypeVar("T")
 
+# Where asyncio.Queue would keep those who wait for it, who stand elsewhere here.
+_NOBODY: Any = ()
+
 
 @dataclass(slots=True)
 class _Loss:
@@ -68,7 +71,12 @@ class SubscriberQueue(asyncio.Queue[T]):
         name: str = "",
         crowd: "set[SubscriberQueue[T]] | None" = None,
     ) -> None:
-        super().__init__(maxsize)  # calls _init
+        # Not asyncio.Queue's own: of its state only the bound is used here, and a subscriber is
+        # held in as little memory as can be, for there may be very many.
+        self._maxsize = maxsize
+        self._unfinished_tasks = 0
+        self._getters = self._putters = _NOBODY
+        self._init(maxsize)
         self.name = name
         self.overflow = check_overflow(overflow, self._policies)
         self.dropped = 0
@@ -82,11 +90,11 @@ class SubscriberQueue(asyncio.Queue[T]):
         self._received = 0
         self._evicted = 0
         self._done = 0
-        self._losses: deque[_Loss] = deque()
-        self._readers: Waiters = deque()
-        self._writers: Waiters = deque()
-        self._joiners: Waiters = deque()
-        self._waiting_for_room: Waiters = deque()
+        self._losses: list[_Loss] = []
+        self._readers: Waiters = []
+        self._writers: Waiters = []
+        self._joiners: Waiters = []
+        self._waiting_for_room: Waiters = []
 
     def _init(self, maxsize: int) -> None:
         del maxsize
@@ -496,7 +504,7 @@ class SubscriberQueue(asyncio.Queue[T]):
             losses[0].at = at
             losses[0].count += 1
         else:
-            losses.appendleft(_Loss(at, 1))
+            losses.insert(0, _Loss(at, 1))
         return True
 
     def _join_overdue(self) -> None:
@@ -505,7 +513,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         if len(losses) > 1:
             passed = self._received - len(self._queue)
             while len(losses) > 1 and losses[1].at < passed:
-                losses[1].count += losses.popleft().count
+                losses[1].count += losses.pop(0).count
 
     def _filled(self) -> None:
         if self.overflow != "block" or self._crowded:
@@ -533,7 +541,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         return self._losses[0].at <= self._received - len(self._queue)
 
     def _take_loss(self) -> Event:
-        loss = self._losses.popleft()
+        loss = self._losses.pop(0)
         if loss.final:
             return control_event("stream.disconnect", reason="overflow", lost=loss.count)
         return control_event("stream.lost", lost=loss.count, overflow=self.overflow)

@@ -46,7 +46,7 @@ class _Waiting:
     def __init__(self, event: Event) -> None:
         self.event = event
         self.taken: bool | None = None
-        self.publisher: Waiters = deque()
+        self.publisher: Waiters = []
 
     def is_over(self) -> bool:
         return self.taken is not None
@@ -111,7 +111,7 @@ class AsyncStream:
         self._line: deque[_Waiting] = deque()
         # The queues that will call the dispatcher when they have room.
         self._awaited: set[SubscriberQueue[Event]] = set()
-        self._dispatched: Waiters = deque()
+        self._dispatched: Waiters = []
         self._published_before = 0
         self._refused = 0
         self._failed = 0

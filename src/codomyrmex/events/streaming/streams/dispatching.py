@@ -70,7 +70,7 @@ class DispatchingStream(Stream):
         self._closed = False
         # Subscribers with the policy "block" that are behind: publishers wait for them.
         self._crowd: set[SubscriberQueue[Event]] = set()
-        self._settled: Waiters = deque()
+        self._settled: Waiters = []
         # Handlers that run although their subscription has ended.
         self._leaving: set[SerialRunner[Event]] = set()
         # Subscriptions that have ended but are still in the index.
@@ -235,12 +235,10 @@ class DispatchingStream(Stream):
         if loop is not None:
             loop.call_soon(self._deliver_pending)
             return True
-        waiting = [future.get_loop() for future in tuple(self._settled)]
-        handling = [runner.loop for runner in tuple(self._runners.values())]
-        for loop in dict.fromkeys((*waiting, *handling)):
-            if loop is not None and loop.is_running():
+        for runner in tuple(self._runners.values()):
+            if runner.loop is not None and runner.loop.is_running():
                 with suppress(RuntimeError):  # it was closed just now
-                    loop.call_soon_threadsafe(self._deliver_pending)
+                    runner.loop.call_soon_threadsafe(self._deliver_pending)
                     return True
         return False
 
@@ -364,7 +362,7 @@ class DispatchingStream(Stream):
             await wait()
 
     def _has_room(self) -> bool:
-        return len(self._pending) < _MAX_PENDING or self._closed
+        return len(self._pending) < _MAX_PENDING
 
     async def drain(self) -> None:
         """Wait until everything published so far has been handled, by async handlers too.

@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
@@ -75,7 +74,7 @@ class Pump:
         self._unwanted = False
         self._handling = False
         self._over = False
-        self._waiting_for_end: Waiters = deque()
+        self._waiting_for_end: Waiters = []
         self._task = asyncio.get_running_loop().create_task(
             self._run(), name="codomyrmex-streaming pump"
         )

@@ -8,7 +8,6 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
@@ -116,7 +115,7 @@ class SerialRunner(Generic[T]):
         self._era = 0
         self._scheduled = False
         self._task: asyncio.Task[None] | None = None
-        self._idle: Waiters = deque()
+        self._idle: Waiters = []
         # What the function runs in: the context of now, but not as part of another runner.
         self._context = contextvars.copy_context()
         self._context.run(_current.set, self)

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ class _Client:
         self._stream = stream
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
-        self._waiting_for_close: Waiters = deque()
+        self._waiting_for_close: Waiters = []
 
     async def _send_next(self, message: _Message) -> None:
         while (loss := self.queue.due_loss(before_last=True)) is not None:
