@@ -136,8 +136,7 @@ class TestSending:
         async def other(message: Any) -> None:
             raise AssertionError("this is the way of ASGI messages")
 
-        socket = type("Socket", (), {})()
-        socket.send = other
+        socket: Any = type("Socket", (), {"send": staticmethod(other)})()
         setattr(socket, name, send)
         async with WebSocketStream() as stream:
             await stream.connect(socket, "a")

@@ -207,22 +207,25 @@ class StreamProcessor:
         self._error = None
         self._steps = (*self._stages, *self._sinks)
         handler = self._handler()
-        stream = source if isinstance(source, Stream) else None
-        if stream is None and hasattr(source, "as_stream"):
-            stream = source.as_stream()
+        as_stream = getattr(source, "as_stream", None)
+        if isinstance(source, Stream):
+            stream: Stream | None = source
+        else:
+            stream = None if as_stream is None else as_stream()
         self._stream = stream
         if stream is not None:
-            self._subscription = await stream.subscribe(handler)
+            subscription = await stream.subscribe(handler)
         elif isinstance(source, AsyncIterable):
-            self._subscription = Subscription(handler=handler)
-            self._subscription._runner = pump = Pump(self._subscription, aiter(source))
-            self._subscription._release = lambda _: pump.cancel()
+            subscription = Subscription(handler=handler)
+            subscription._runner = pump = Pump(subscription, aiter(source))
+            subscription._release = lambda _: pump.cancel()
             self._pump = pump
         else:
             raise TypeError(f"events come from a stream or an async iterator, not from {source!r}")
+        self._subscription = subscription
         if self._error is not None:  # the source has replayed something, and that has failed
-            self._subscription.cancel()
-        return self._subscription
+            subscription.cancel()
+        return subscription
 
     async def stop(self) -> None:
         """Finish what has been received, then end the subscription. Again does nothing.

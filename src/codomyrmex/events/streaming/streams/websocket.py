@@ -454,7 +454,7 @@ def _cut_off(websocket: Any) -> None:
         abort()
         return
     get_extra_info = getattr(websocket, "get_extra_info", None)  # aiohttp
-    connection = get_extra_info("socket") if callable(get_extra_info) else None
+    connection: Any = get_extra_info("socket") if callable(get_extra_info) else None
     if connection is not None:
         # By a descriptor of our own, since the socket that a transport shows cannot do it itself
         # under every event loop.
