@@ -268,6 +268,28 @@ class TestClosing:
         with pytest.raises(StreamClosed):
             await waiting
 
+    async def test_refuses_publishers_at_once_while_it_delivers(self) -> None:
+        stream, got = InMemoryStream(), list[Any]()
+
+        async def slow(event: Event) -> None:
+            await asyncio.sleep(10)
+            got.append(event.data)
+
+        await stream.subscribe(slow, buffer_size=1)
+        await stream.publish(create_event(1))
+        await asyncio.sleep(0)
+        await stream.publish(create_event(2))  # now the handler is behind
+        closing = asyncio.create_task(stream.aclose())
+        await asyncio.sleep(1)
+        with pytest.raises(StreamClosed):
+            await stream.publish(create_event(3))
+        with pytest.raises(StreamClosed):
+            stream.publish_nowait(create_event(3))
+        assert asyncio.get_running_loop().time() == 1
+        await closing
+        assert got == [1, 2]
+        assert stream.statistics().refused == 0
+
     @pytest.mark.real_time
     async def test_a_publisher_that_waits_for_another_thread_is_told(self) -> None:
         stream, gate = InMemoryStream(), Gate()

@@ -476,7 +476,10 @@ class TestHandingOn:
 
         asyncio.run(stream.subscribe(count_down))
         asyncio.run(stream.subscribe(ignore, "another topic"))  # on a loop that is closed
+        resting = asyncio.new_event_loop()
+        resting.run_until_complete(stream.subscribe(ignore, "another topic"))
         assert stream.publish_nowait(create_event(500))
+        resting.close()
         assert got == list(range(500, -1, -1))
 
 

@@ -74,11 +74,13 @@ class TestLoops:
         async def take(event: Event) -> None:
             if event.data == 1:
                 await asyncio.get_running_loop().create_future()
+            await asyncio.sleep(0.001)
             got.append(event.data)
 
         async def second() -> None:
             await stream.publish(create_event(3))
             await stream.drain()
+            assert got == [2, 3]
             gc.collect()  # what is left of the first loop, in the middle of the second
             await stream.publish(create_event(4))
             await stream.drain()
@@ -90,6 +92,25 @@ class TestLoops:
         loop.close()
         asyncio.run(second())
         assert got == [2, 3, 4]
+
+    def test_a_publisher_does_not_wait_for_a_loop_that_is_closed(self) -> None:
+        stream, got = InMemoryStream(), list[Any]()
+
+        async def take(event: Event) -> None:
+            got.append(event.data)
+
+        async def publish_all(*data: int) -> None:
+            for each in data:
+                await stream.publish(create_event(each))
+
+        async def second() -> None:
+            await publish_all(*range(3, 8))
+            await stream.drain()
+
+        asyncio.run(stream.subscribe(take, buffer_size=3))
+        publish(stream, 0, 1, 2)  # now the handler is behind
+        asyncio.run(asyncio.wait_for(second(), PATIENCE))
+        assert got == list(range(8))
 
     def test_published_without_a_loop_and_handled_by_the_next_drain(self) -> None:
         stream, got = InMemoryStream(), list[Any]()

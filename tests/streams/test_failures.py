@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -173,6 +174,32 @@ class TestInterrupts:
             await stream.drain()
         assert got == list(range(1, 1002))
 
+    @pytest.mark.real_time
+    async def test_do_not_keep_one_waiting_who_only_drains(self, kind: type[BaseException]) -> None:
+        stream, gate, got = InMemoryStream(), Gate(), list[Any]()
+
+        def interrupt(event: Event) -> None:
+            gate(event)
+            if event.data == 0:
+                raise kind
+
+        await stream.subscribe(interrupt)
+        await stream.subscribe(lambda event: got.append(event.data))
+
+        def work() -> None:
+            with pytest.raises(kind):
+                stream.publish_nowait(create_event(0))
+
+        with thread(work):
+            assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
+            publish(stream, 1, 2)
+            draining = asyncio.create_task(stream.drain())
+            await asyncio.sleep(0)
+            gate.open.set()
+        async with asyncio.timeout(PATIENCE):
+            await draining
+        assert got == [1, 2]
+
     def test_of_an_async_handler_end_the_run_and_the_stream_still_works(
         self, kind: type[BaseException]
     ) -> None:
@@ -181,7 +208,7 @@ class TestInterrupts:
         async def interrupt(event: Event) -> None:
             if event.data == 1:
                 raise kind
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
             got.append(event.data)
 
         async def first() -> None:
@@ -198,3 +225,37 @@ class TestInterrupts:
             asyncio.run(first())
         asyncio.run(second())
         assert got == [0, 2, 3, 4]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timers")
+def test_an_interrupt_at_any_moment_leaves_the_stream_working() -> None:
+    stream, got = InMemoryStream(), list[Any]()
+
+    def handler(event: Event) -> None:
+        got.append(event.data)
+        if event.data == "and another":
+            stream.publish_nowait(create_event("another"))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    asyncio.run(stream.subscribe(handler))
+    interrupted = 0
+    before = signal.signal(signal.SIGVTALRM, interrupt)
+    try:
+        for number in range(100):
+            event = create_event("and another" if number % 2 else "alone")
+            try:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0.0003 + number * 1e-7)
+                while True:
+                    stream.publish_nowait(event)
+            except KeyboardInterrupt:
+                interrupted += 1
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            assert stream.publish_nowait(create_event(number))
+            assert got[-1] == number
+            got.clear()
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    assert interrupted == 100

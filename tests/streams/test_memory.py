@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import gc
 import logging
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -481,6 +483,30 @@ class TestFunctionsThatReturnAwaitables:
         assert stream.statistics().queues == {}
         await stream.aclose()  # waits for it
         assert got == [1]
+
+    async def test_that_ended_their_subscription_are_not_kept(self) -> None:
+        stream = InMemoryStream()
+
+        class Once:
+            def __init__(self) -> None:
+                self.subscription: Subscription | None = None
+
+            async def later(self) -> None:
+                await asyncio.sleep(1)
+
+            def __call__(self, event: Event) -> Any:
+                assert self.subscription is not None
+                self.subscription.cancel()
+                return self.later()
+
+        once = Once()
+        once.subscription = await stream.subscribe(once)
+        await publish_all(stream, 1)
+        gone = weakref.ref(once)
+        del once
+        await asyncio.sleep(5)
+        gc.collect()
+        assert gone() is None
 
     async def test_whose_stream_is_closed_at_once_have_their_tasks_cancelled(self) -> None:
         stream, got = InMemoryStream(), list[Any]()

@@ -123,6 +123,21 @@ class TestItems:
         await runner.drain()
         assert got == list(range(1, 12))
 
+    async def test_that_come_between_the_last_look_and_the_end_of_the_task_start_another(
+        self,
+    ) -> None:
+        got: list[int] = []
+
+        def function(item: int) -> None:
+            got.append(item)
+            if item < 3:
+                asyncio.get_running_loop().call_soon(runner.feed, item + 1)
+
+        runner, _ = make(function)
+        runner.feed(1)
+        await asyncio.sleep(1)
+        assert got == [1, 2, 3]
+
     async def test_that_fail_are_told_and_the_rest_is_handled(self) -> None:
         class Odd(BaseException):
             pass
@@ -308,6 +323,7 @@ class TestStopping:
         runner.feed(4)
         runner.start()
         assert own_tasks() == 0
+        assert runner.queue.empty()
 
     async def test_closes_coroutines_that_wait(self) -> None:
         async def function() -> None: ...
