@@ -175,6 +175,17 @@ class TestSubscriptions:
         assert not await topics.unsubscribe("nobody")
         assert topics.statistics().subscribers == 0
 
+    async def test_may_come_to_a_topic_that_had_none(self) -> None:
+        topics, got = TopicStream(), list[Any]()
+        await topics.publish("a", create_event(0))
+        one = await topics.subscribe("a", collector(got, "one"))
+        await topics.publish("a", create_event(1))
+        one.cancel()
+        await topics.publish("a", create_event(2))
+        await topics.subscribe("a", collector(got, "two"))
+        await topics.publish("a", create_event(3))
+        assert got == [("one", 1), ("two", 3)]
+
     async def test_of_a_topic_get_nothing_of_another(self) -> None:
         topics, got = TopicStream(), list[Any]()
         await topics.topic("a").subscribe(collector(got), "b")
@@ -277,16 +288,18 @@ class TestSubscriptions:
 
         async def handler(event: Event) -> None:
             got.append(event.data)
-            if event.data < 10:
-                await topics.publish(f"a.{event.data + 1}", create_event(event.data + 1))
-                await topics.publish("b", create_event(100))
+            if event.data < 3:
+                for name in ("a.x", "a.y", "a.z"):
+                    await topics.publish(name, create_event(event.data + 1))
+                await topics.topic("b").publish(create_event(100))
 
         await topics.subscribe("a.*", handler, buffer_size=1)
-        await topics.subscribe("b", handler, buffer_size=1)
+        await topics.topic("b").subscribe(handler, buffer_size=1)
         await topics.publish("a.0", create_event(0))
         for _ in range(20):
             await topics.drain()
-        assert sorted(got) == [*range(11), *[100] * 10]
+        assert asyncio.get_running_loop().time() == 0
+        assert sorted(got) == [0, *[1] * 3, *[2] * 9, *[3] * 27, *[100] * 13]
 
     async def test_that_return_awaitables_have_one_queue_for_all_their_topics(self) -> None:
         topics, got = TopicStream(), list[Any]()
@@ -425,6 +438,18 @@ class TestLettingGo:
         assert 600 <= topics.statistics().buffered < 800  # one event in each topic there is
         # What grew is what is known of who matches a topic, for a bounded number of topics.
         assert grown / 4000 < 400
+
+    async def test_happens_while_only_a_topic_that_is_there_is_published_to(self) -> None:
+        clock = Clock()
+        topics = TopicStream(idle_ttl=100, clock=clock)
+        for period in range(3):
+            for number in range(30):
+                await topics.publish(f"user.{period}.{number}", create_event(number))
+            assert topics.statistics().buffered >= 30
+            for _ in range(250):
+                clock.time += 1
+                await topics.topic("busy").publish(create_event("one"))
+            assert topics.statistics().buffered == len(topics.topic("busy").get_recent_events(999))
 
     async def test_comes_after_ten_minutes_and_not_before(self) -> None:
         clock = Clock()
@@ -753,6 +778,19 @@ class TestAsAStream:
             gate.open.set()
             assert await finishing
             assert got == [1]
+
+    def test_finishing_in_a_sync_handler_does_not_wait_for_it(self) -> None:
+        topics, got = TopicStream(), list[Any]()
+        stream = topics.as_stream()
+
+        def once(event: Event) -> None:
+            got.append(event.data)
+            assert asyncio.run(stream.finish(subscription.id))
+
+        subscription = asyncio.run(stream.subscribe(once, "a"))
+        with thread(lambda: [topics.publish_nowait("a", create_event(n)) for n in range(2)]):
+            pass
+        assert got == [0]
 
     async def test_finishing_in_a_handler_does_not_wait_for_it(self) -> None:
         topics, got = TopicStream(), list[Any]()

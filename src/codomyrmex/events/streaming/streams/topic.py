@@ -274,7 +274,6 @@ class _Shared(InMemoryStream):
 
     def match(self, topic: str) -> tuple[Subscription, ...]:
         with self._lock:
-            self._tidy()
             return self._index.match(topic)
 
 
@@ -296,7 +295,7 @@ class _Targets:
     def find(self, _: object) -> tuple[Subscription, ...] | None:
         """Whom events are for, if that is known."""
         sharing = self._find_shared(self._topic)
-        return self._known if sharing is not None and sharing is self._sharing else None
+        return self._known if sharing is self._sharing else None
 
     def update(self, own: tuple[Subscription, ...]) -> tuple[Subscription, ...]:
         """Whom events are for, where these are the topic's own subscribers."""
