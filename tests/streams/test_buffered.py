@@ -502,6 +502,33 @@ class TestStop:
         await stream.stop()
         assert not stream._running
 
+    async def test_a_second_one_waits_for_the_first(self) -> None:
+        stream = AsyncStream()
+        await stream.start()
+        await stream.subscribe(1, overflow="block")
+        await publish_all(stream, range(3))
+        await settle()
+        first = asyncio.create_task(stream.stop(timeout=3.0))
+        await settle()
+        await stream.stop()
+        assert now() == pytest.approx(3.0, abs=0.01)
+        await first
+
+    async def test_a_start_waits_for_it_and_loses_nothing(self) -> None:
+        stream = AsyncStream()
+        await stream.start()
+        reader = reading(stream, await stream.subscribe(1, overflow="block"), pause=0.5)
+        await publish_all(stream, range(5))
+        stopping = asyncio.create_task(stream.stop())
+        await settle()
+        await stream.start()
+        assert stopping.done()
+        second = await stream.subscribe()
+        assert await stream.publish(create_event("again"))
+        await stream.stop()
+        assert data_of(await reader) == list(range(5))
+        assert data_of(await read(stream, second)) == ["again"]
+
     async def test_start_twice_does_nothing(self) -> None:
         stream = AsyncStream()
         await stream.start()
@@ -803,12 +830,82 @@ class TestThreadsAndLoops:
 
     @pytest.mark.real_time
     async def test_it_can_be_stopped_from_another_loop(self) -> None:
+        for _ in range(50):
+            stream = AsyncStream()
+            await stream.start()
+            reader = reading(stream, await stream.subscribe(2))
+            await asyncio.sleep(0)
+            await publish_all(stream, range(50))
+            await asyncio.to_thread(asyncio.run, stream.stop())
+            assert data_of(await asyncio.wait_for(reader, PATIENCE)) == list(range(50))
+
+    @pytest.mark.real_time
+    async def test_a_stop_that_is_cancelled_in_another_loop_ends_it_all_the_same(self) -> None:
         stream = AsyncStream()
         await stream.start()
-        reader = reading(stream, await stream.subscribe(2))
-        await publish_all(stream, range(50))
-        await asyncio.to_thread(asyncio.run, stream.stop())
-        assert data_of(await asyncio.wait_for(reader, PATIENCE)) == list(range(50))
+        subscription = await stream.subscribe(1, overflow="block")
+        await publish_all(stream, range(3))
+
+        async def stop() -> None:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(stream.stop(), 0.05)
+
+        await asyncio.to_thread(asyncio.run, stop())
+        await stream.stop()
+        assert [event.data for event in await read(stream, subscription)] == [
+            0,
+            {"lost": 2, "overflow": "block"},
+        ]
+
+    @pytest.mark.real_time
+    async def test_a_stop_does_not_wait_for_a_loop_that_does_not_go_on(self) -> None:
+        stream = AsyncStream()
+        await stream.start()
+        subscription = await stream.subscribe(1)
+        await publish_all(stream, range(3))
+        stopped = threading.Event()
+
+        def stop() -> None:
+            asyncio.run(stream.stop(timeout=0.01))
+            stopped.set()
+
+        thread = threading.Thread(target=stop)
+        thread.start()
+        assert stopped.wait(PATIENCE)  # in the loop, which can do nothing meanwhile
+        thread.join()
+        assert not await stream.publish(create_event(9))
+        await stream.stop()  # done by the loop, as soon as it goes on
+        assert [event.data for event in await read(stream, subscription)] == [
+            0,
+            {"lost": 2, "overflow": "drop_newest"},
+        ]
+
+    @pytest.mark.real_time
+    async def test_a_stop_goes_on_here_when_the_loop_it_waits_for_is_closed(self) -> None:
+        for cancelled in (False, True):
+            stream = AsyncStream()
+            ready, over = threading.Event(), threading.Event()
+
+            async def home(stream: AsyncStream, ready: Any, over: Any) -> None:
+                await stream.start()
+                await stream.subscribe(1, overflow="block")
+                await publish_all(stream, range(3))
+                ready.set()
+                await asyncio.to_thread(over.wait, PATIENCE)
+
+            living = asyncio.create_task(asyncio.to_thread(asyncio.run, home(stream, ready, over)))
+            await asyncio.to_thread(ready.wait, PATIENCE)
+            stopping = asyncio.create_task(stream.stop(timeout=0.2))
+            await asyncio.sleep(0.05)
+            over.set()
+            await living
+            if cancelled:
+                stopping.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await stopping
+            else:
+                await stopping
+            assert stream.statistics().dropped == 2
 
     def test_a_loop_that_was_closed_without_stop_is_replaced(self) -> None:
         stream = AsyncStream()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from ..errors import StreamClosed
 from ..models import Event, control_event
-from ..wakeups import Waiters, wait_until, wake, wake_all, withdraw
+from ..wakeups import Waiters, running_loop, wait_until, wake, wake_all
 from .idle import IdleTimer
 from .policies import Overflow, QueueStatistics, check_overflow
 
@@ -91,6 +91,8 @@ class SubscriberQueue(asyncio.Queue[T]):
         self._evicted = 0
         self._done = 0
         self._losses: list[_Loss] = []
+        # Who iterates and waits: it can be handed an item, past the queue. And who waits in `get`.
+        self._taker: asyncio.Future[Any] | None = None
         self._readers: Waiters = []
         self._writers: Waiters = []
         self._joiners: Waiters = []
@@ -214,8 +216,8 @@ class SubscriberQueue(asyncio.Queue[T]):
         self._received += 1
         if len(self._queue) >= self._limit:
             self._filled()
-        if self._readers:
-            wake(self._readers)
+        if self._taker is not None or self._readers:
+            self._wake_reader()
         return True
 
     def fill(self, items: "list[T]") -> int:
@@ -236,9 +238,29 @@ class SubscriberQueue(asyncio.Queue[T]):
             self._received += count
             if room == count:
                 self._filled()
-            if self._readers:
-                wake_all(self._readers)
+            if self._taker is not None or self._readers:
+                self._wake_readers()
         return count
+
+    def hand_over(self, item: T) -> bool:
+        """Give an item to the one who waits for it, past the queue. False: that cannot be done.
+
+        It spares both sides the queue. Not across threads: only in the loop of the one who waits
+        is it certain that nobody else ends the wait meanwhile.
+        """
+        taker = self._taker
+        if (
+            taker is None
+            or self._queue
+            or item is None  # which means that nothing was handed over
+            or taker.done()
+            or taker.get_loop() is not running_loop()
+        ):
+            return False
+        self._taker = None
+        self._received += 1
+        taker.set_result(item)
+        return True
 
     def feed(self, item: T) -> None:
         """`offer`, for a publisher that has waited for `room` already or must not wait.
@@ -249,12 +271,14 @@ class SubscriberQueue(asyncio.Queue[T]):
             len(self._queue) >= self._limit and self.overflow != "block" and not self._make_room()
         ):
             return
+        if self._taker is not None and self.hand_over(item):
+            return
         self._queue.append(item)
         self._received += 1
         if len(self._queue) >= self._limit:
             self._filled()
-        if self._readers:
-            wake(self._readers)
+        if self._taker is not None or self._readers:
+            self._wake_reader()
 
     def force(self, item: T) -> None:
         """Take an item in although there may be no room, or the queue has ended."""
@@ -262,8 +286,8 @@ class SubscriberQueue(asyncio.Queue[T]):
         self._received += 1
         if len(self._queue) >= self._limit:
             self._filled()
-        if self._readers:
-            wake(self._readers)
+        if self._taker is not None or self._readers:
+            self._wake_reader()
 
     def lose(self, count: int) -> None:
         """Record that so many items, due now, will never arrive."""
@@ -274,14 +298,14 @@ class SubscriberQueue(asyncio.Queue[T]):
             losses[-1].count += count
         else:
             losses.append(_Loss(at, count))
-        if self._readers:
-            wake(self._readers)
+        if self._taker is not None or self._readers:
+            self._wake_reader()
 
     def end(self) -> None:
         """Take nothing more in; the reader gets what is there, and then its iteration ends."""
         self.ended = True
         self._leave_crowd()
-        wake_all(self._readers)
+        self._wake_readers()
         wake_all(self._writers)
 
     def clear(self) -> None:
@@ -393,7 +417,6 @@ class SubscriberQueue(asyncio.Queue[T]):
         """
         items = self._queue
         losses = self._losses
-        readers = self._readers
         timer = IdleTimer(idle) if idle is not None and on_idle is not None else None
         self.reading += 1
         try:
@@ -408,24 +431,28 @@ class SubscriberQueue(asyncio.Queue[T]):
                     if self.ended:
                         return
                     # As wait_until, here and not in a call: this is the way of a lone event.
-                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                    readers.append(future)
+                    loop = asyncio.get_running_loop()
+                    future: asyncio.Future[Any] = loop.create_future()
+                    self._taker = future
                     if items or losses or self.ended:
-                        withdraw(readers, future)
+                        self._take_back(future)
                         continue
                     if timer is not None:
-                        timer.start(future)
+                        timer.future = future
+                        timer.since = loop.time()
+                        if timer.armed_on is not loop:
+                            timer.arm(loop)
                     try:
-                        await future
+                        handed = await future
                     except BaseException:
-                        if not withdraw(readers, future) and self._has_news():
-                            wake(readers)  # it was woken, and somebody else may read by `get`
+                        self._take_back(future)
                         raise
-                    finally:
-                        if timer is not None:
-                            timer.stop()
+                    if handed is not None:
+                        yield handed
+                        continue
                     if timer is not None and timer.expired:
-                        withdraw(readers, future)
+                        timer.expired = False
+                        self._take_back(future)
                         if not self._has_news() and on_idle is not None:
                             yield on_idle()
                     continue
@@ -455,6 +482,33 @@ class SubscriberQueue(asyncio.Queue[T]):
         return self._take_loss() if self._losses and self._losses[0].at <= taken else None
 
     # Inside.
+
+    def _take_back(self, future: "asyncio.Future[Any]") -> None:
+        """A wait is over before its time: what was handed over to it shall not be lost."""
+        if self._taker is future:
+            self._taker = None
+        elif future.done() and not future.cancelled():
+            handed = future.result()
+            if handed is not None:
+                self._queue.appendleft(handed)
+            if self._has_news():
+                self._wake_reader()  # somebody else may read by `get`
+        future.cancel()
+
+    def _wake_reader(self) -> None:
+        """An item has come: wake one who waits for it."""
+        taker, self._taker = self._taker, None
+        if taker is not None and not taker.done():
+            wake([taker])
+        else:
+            wake(self._readers)
+
+    def _wake_readers(self) -> None:
+        """Items have come, or the end: wake all who wait."""
+        taker, self._taker = self._taker, None
+        if taker is not None:
+            wake([taker])
+        wake_all(self._readers)
 
     def _accepts(self, item: T) -> bool:
         return len(self._queue) < self._limit

@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from ..errors import StreamClosed
-from ..wakeups import wake
 from .bounded import SubscriberQueue
 
 __all__ = ["KeyedQueue", "topic_of"]
@@ -99,8 +98,8 @@ class KeyedQueue(SubscriberQueue[T]):
                 self.replaced += 1
         if old is not _NOTHING:
             self._discard(old)
-        if self._readers:
-            wake(self._readers)
+        if self._taker is not None or self._readers:
+            self._wake_reader()
         return True
 
     def _accepts(self, item: T) -> bool:

@@ -27,6 +27,9 @@ _logger = logging.getLogger("codomyrmex.events.streaming")
 _PUBLISH_TIMEOUT = 5.0
 """Seconds for which `publish` waits for room, and `stop` for consumers that block."""
 
+_FAREWELL_TIMEOUT = 1.0
+"""Seconds for which `stop` then waits for a loop in another thread to do what is left."""
+
 
 def _heartbeat() -> Event:
     return Event(type=EventType.HEARTBEAT)
@@ -100,6 +103,8 @@ class AsyncStream:
         self._readers: WeakValueDictionary[str, AsyncGenerator[Event, None]] = WeakValueDictionary()
         self._running = False
         self._stopped = False
+        self._stopping = False
+        self._patient = True  # with consumers that block
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
         # Those that make the dispatcher wait, among the subscribers.
@@ -111,7 +116,7 @@ class AsyncStream:
         self._line: deque[_Waiting] = deque()
         # The queues that will call the dispatcher when they have room.
         self._awaited: set[SubscriberQueue[Event]] = set()
-        self._dispatched: Waiters = []
+        self._waiting_for_end: Waiters = []
         self._published_before = 0
         self._refused = 0
         self._failed = 0
@@ -131,6 +136,7 @@ class AsyncStream:
         """
         if self._running and self._loop is not None and not self._loop.is_closed():
             return
+        await self._until_ended()
         if self._stopped:
             self._published_before += self._buffer.received
             self._buffer = SubscriberQueue(self._buffer.maxsize, "block")
@@ -143,33 +149,42 @@ class AsyncStream:
         """Take no more events, dispatch those there are, and let the consumers come to their end.
 
         Publishers that wait get False. Consumers get what is in their queues; then their
-        iteration ends. Again does nothing.
+        iteration ends. Again does nothing but wait until that is done.
 
         Args:
             timeout: seconds to wait for consumers with the policy ``block``. What they have no
-                room for then is lost, and counted.
+                room for then is lost, and counted; like everything that does not fit, if this is
+                cancelled.
         """
         if self._stopped:
+            await self._until_ended()
             return
-        self._stopped = True
+        self._stopped = self._stopping = True
         self._running = False
+        self._patient = True
         self._buffer.end()
         while self._line:
             self._line.popleft().end(False)
-        if self._loop is None or self._loop.is_closed():
+        if self._loop is None or not self._loop.is_running():
             self._move_to(asyncio.get_running_loop())
+        self._schedule()  # it is the dispatcher that ends the consumers, on its loop
         try:
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._until_dispatched()
-            except TimeoutError:
-                _logger.warning("AsyncStream.stop: a consumer made no room within %g s", timeout)
-                self._lose_what_blocks()
-                await self._until_dispatched()
+            async with asyncio.timeout(timeout):
+                await self._until_ended()
+        except TimeoutError:
+            _logger.warning("AsyncStream.stop: a consumer made no room within %g s", timeout)
+            self._patient = False
+            self._schedule()
+            with suppress(TimeoutError):  # its loop does not run; if it ever does, it goes on
+                async with asyncio.timeout(_FAREWELL_TIMEOUT):
+                    await self._until_ended()
         finally:
-            self._dispatch_the_rest()
-            for queue in tuple(self._subscribers.values()):
-                queue.end()
+            if self._stopping:
+                self._on_its_loop(self._end_now)
+
+    async def _until_ended(self) -> None:
+        while self._stopping:
+            await wait_until(self._waiting_for_end, lambda: not self._stopping)
 
     async def publish(self, event: Event) -> bool:
         """Take an event, waiting for room in the buffer for up to 5 seconds.
@@ -362,13 +377,23 @@ class AsyncStream:
 
     def _dispatch(self) -> None:
         """Move what is in the buffer to the queues, as the loop was asked to."""
+        # Until this is done nobody asks for it again. Another thread that did could have it run
+        # before the consumers that are being woken here, who would seem not to read.
+        again = self._move()
         self._scheduled = False
-        self._move()
+        if again or not (self._awaited or self._buffer.empty()):
+            self._schedule()
 
-    def _move(self) -> None:
-        """Move what is in the buffer to the queues, as far as there is room."""
-        if self._late and not self._dispatch_late():
-            return
+    def _move(self) -> bool:
+        """Move what is in the buffer to the queues, as far as there is room.
+
+        Returns:
+            Whether to go on when the consumers have had a turn.
+        """
+        if self._late and not self._move_late():
+            return True
+        if not self._patient:
+            self._lose_what_blocks()
         buffer = self._buffer
         count = buffer.qsize()
         narrow = None
@@ -380,22 +405,26 @@ class AsyncStream:
             self._let_in()
         if events:
             late = self._late
+            only = events[0] if len(events) == 1 else None
             # A copy, since a subscription may be cancelled in another thread.
             for queue in tuple(self._subscribers.values()):
+                if only is not None and queue.hand_over(only):
+                    continue
                 taken = queue.fill(events)
                 if taken < len(events):
                     late[queue] = events[taken:]
             if late:
-                self._schedule()  # after the consumers that have just been woken
-                return
+                return True
         if narrow is not None:
             self._await_room(narrow)
-        elif not buffer.empty():
-            self._schedule()
-        elif self._dispatched:
-            wake_all(self._dispatched)
+            return False
+        if not buffer.empty():
+            return True
+        if self._stopping:
+            self._end_consumers()
+        return False
 
-    def _dispatch_late(self) -> bool:
+    def _move_late(self) -> bool:
         """Move what did not fit before, now that consumers had a turn. False: not all of it."""
         for queue, events in tuple(self._late.items()):
             taken = queue.fill(events)
@@ -406,8 +435,6 @@ class AsyncStream:
                 events.clear()
             if not events:
                 self._late.pop(queue, None)
-        if self._late:
-            self._schedule()
         return not self._late
 
     def _await_room(self, queue: SubscriberQueue[Event]) -> None:
@@ -419,14 +446,6 @@ class AsyncStream:
         self._awaited.discard(queue)
         self._schedule()
 
-    def _is_dispatched(self) -> bool:
-        return self._buffer.empty() and not self._late
-
-    async def _until_dispatched(self) -> None:
-        while not self._is_dispatched():
-            self._schedule()
-            await wait_until(self._dispatched, self._is_dispatched)
-
     def _lose_what_blocks(self) -> None:
         """End the consumers that make the dispatcher wait, with what fits into their queues."""
         events = self._buffer.snapshot()
@@ -436,14 +455,36 @@ class AsyncStream:
                 queue.lose(len(events) - taken)
             queue.end()
 
-    def _dispatch_the_rest(self) -> None:
-        """Move what is left at once: what does not fit is lost by its policy."""
+    def _end_now(self) -> None:
+        """Move what is left, without giving anybody a turn, and end the consumers."""
+        if not self._stopping:
+            return
         self._lose_what_blocks()
         rest = self._buffer.take_all()
         for queue in tuple(self._subscribers.values()):
             for event in self._late.pop(queue, []) + rest:
                 queue.offer(event)
         self._late.clear()
+        self._end_consumers()
+
+    def _end_consumers(self) -> None:
+        for queue in tuple(self._subscribers.values()):
+            queue.end()
+        self._stopping = False
+        self._patient = True
+        wake_all(self._waiting_for_end)
+
+    def _on_its_loop(self, function: Callable[[], None]) -> None:
+        """Call a function where the dispatcher runs, at once if that is here."""
+        loop = self._loop
+        if loop is not None and loop is not running_loop():
+            try:
+                loop.call_soon_threadsafe(function)
+            except RuntimeError:  # it is closed
+                pass
+            else:
+                return
+        function()
 
     async def _broadcast(self, event: Event) -> None:
         """Give an event to every consumer at once, past the buffer.
