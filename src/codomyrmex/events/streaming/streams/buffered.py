@@ -112,6 +112,7 @@ class AsyncStream:
         # What was taken out of the buffer and did not fit, by queue. While there is any, nothing
         # more is taken out, so everybody's order stays what it is.
         self._late: dict[SubscriberQueue[Event], list[Event]] = {}
+        self._retry: asyncio.Handle | None = None  # when that is tried again
         # Publishers that wait for room in the buffer. While there are any, it is full.
         self._line: deque[_Waiting] = deque()
         # The queues that will call the dispatcher when they have room.
@@ -339,10 +340,15 @@ class AsyncStream:
     # The dispatcher: not a task but a callback, so that there is nothing to cancel or to leak.
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Dispatch on another loop from now on: what was scheduled on the last may never run."""
+        """Dispatch on another loop from now on: what was scheduled on the last may never run.
+
+        It is the one that runs.
+        """
         self._loop = loop
         self._scheduled = False
         self._awaited.clear()
+        if self._late:
+            self._retry_soon()
 
     def _schedule(self) -> None:
         """Have the dispatcher run soon, on its loop. From any thread."""
@@ -377,21 +383,13 @@ class AsyncStream:
 
     def _dispatch(self) -> None:
         """Move what is in the buffer to the queues, as the loop was asked to."""
-        # Until this is done nobody asks for it again. Another thread that did could have it run
-        # before the consumers that are being woken here, who would seem not to read.
-        again = self._move()
         self._scheduled = False
-        if again or not (self._awaited or self._buffer.empty()):
-            self._schedule()
+        self._move()
 
-    def _move(self) -> bool:
-        """Move what is in the buffer to the queues, as far as there is room.
-
-        Returns:
-            Whether to go on when the consumers have had a turn.
-        """
-        if self._late and not self._move_late():
-            return True
+    def _move(self) -> None:
+        """Move what is in the buffer to the queues, as far as there is room."""
+        if self._late:
+            return  # _move_late will go on, when the consumers have had their turn
         if not self._patient:
             self._lose_what_blocks()
         buffer = self._buffer
@@ -414,18 +412,27 @@ class AsyncStream:
                 if taken < len(events):
                     late[queue] = events[taken:]
             if late:
-                return True
+                self._retry_soon()
+                return
         if narrow is not None:
             self._await_room(narrow)
-            return False
-        if not buffer.empty():
-            return True
-        if self._stopping:
+        elif not buffer.empty():
+            self._schedule()
+        elif self._stopping:
             self._end_consumers()
-        return False
 
-    def _move_late(self) -> bool:
-        """Move what did not fit before, now that consumers had a turn. False: not all of it."""
+    def _retry_soon(self) -> None:
+        """Go on after the consumers that have just been woken.
+
+        Not by `_schedule`: what another thread asks for may run before they do, and they would
+        seem not to read.
+        """
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = asyncio.get_running_loop().call_soon(self._move_late)
+
+    def _move_late(self) -> None:
+        """Move what did not fit before, now that the consumers have had a turn."""
         for queue, events in tuple(self._late.items()):
             taken = queue.fill(events)
             del events[:taken]
@@ -435,7 +442,10 @@ class AsyncStream:
                 events.clear()
             if not events:
                 self._late.pop(queue, None)
-        return not self._late
+        if self._late:
+            self._retry_soon()
+        else:
+            self._move()
 
     def _await_room(self, queue: SubscriberQueue[Event]) -> None:
         if queue not in self._awaited:
