@@ -48,6 +48,23 @@ CODECS = {
     "no msgspec": imported_without("msgspec"),
     "pure Python": imported_without(*ACCELERATORS, c_encoder=False),
 }
+
+
+def imported_with_an_orjson_that_has_no_limit() -> ModuleType:
+    def dumps(*_: object) -> bytes:
+        return b"written"
+
+    options = ("OPT_PASSTHROUGH_DATACLASS", "OPT_PASSTHROUGH_DATETIME", "OPT_PASSTHROUGH_SUBCLASS")
+    with pytest.MonkeyPatch.context() as patch:
+        fake = SimpleNamespace(dumps=dumps, **dict.fromkeys(options, 0))
+        patch.setitem(sys.modules, "orjson", fake)
+        return imported_without()
+
+
+def test_an_orjson_that_does_not_limit_the_depth_of_tuples_is_not_used() -> None:
+    assert imported_with_an_orjson_that_has_no_limit().encode({"a": 1}) == '{"a":1}'
+
+
 EACH = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
 
 

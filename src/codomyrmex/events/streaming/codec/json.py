@@ -191,39 +191,30 @@ def _fast_encoder() -> Callable[[Any], str]:
     takes longer than the writing.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: it is not installed, or not one that can be trusted with what is nested deeply.
     """
     import orjson  # noqa: PLC0415
 
     write = orjson.dumps
+    nested: tuple[Any, ...] = ()
+    for _ in range(300):
+        nested = (nested,)
+    try:
+        write(nested)
+    except TypeError:
+        pass
+    else:
+        # 3.12 and 3.13 limit the depth of dicts and lists, but not of tuples: some thousands of
+        # them, one in the other, overwrite their memory. Looking for those takes too long.
+        raise ImportError("this orjson does not limit the depth of tuples")
     plain_only = (
         orjson.OPT_PASSTHROUGH_DATACLASS
         | orjson.OPT_PASSTHROUGH_DATETIME
         | orjson.OPT_PASSTHROUGH_SUBCLASS
     )
 
-    containers = frozenset({dict, list, tuple})
-
-    def has_tuples_in_tuples(container: Any) -> bool:
-        in_tuple = type(container) is tuple
-        for item in container.values() if type(container) is dict else container:
-            kind = type(item)
-            if kind in containers and ((in_tuple and kind is tuple) or has_tuples_in_tuples(item)):
-                return True
-        return False
-
     def encode_fast(value: Any) -> str:
         try:
-            # orjson limits the depth of dicts and lists, but not of tuples: some thousands of
-            # them, one in the other, overwrite its memory. A flat dict, the usual value, has none.
-            if type(value) is dict:
-                for item in value.values():
-                    if type(item) in containers:
-                        if has_tuples_in_tuples(value):
-                            return _encode_slowly(value)
-                        break
-            elif type(value) in containers and has_tuples_in_tuples(value):
-                return _encode_slowly(value)
             text = write(value, None, plain_only).decode()
         except Exception:
             return _encode_slowly(value)
