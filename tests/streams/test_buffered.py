@@ -862,6 +862,7 @@ class TestThreadsAndLoops:
         stream = AsyncStream()
         await stream.start()
         subscription = await stream.subscribe(1)
+        roomy = await stream.subscribe()
         await publish_all(stream, range(3))
         stopped = threading.Event()
 
@@ -875,6 +876,8 @@ class TestThreadsAndLoops:
         thread.join()
         assert not await stream.publish(create_event(9))
         await stream.stop()  # done by the loop, as soon as it goes on
+        await asyncio.sleep(0)
+        assert data_of(await read(stream, roomy)) == [0, 1, 2]
         assert [event.data for event in await read(stream, subscription)] == [
             0,
             {"lost": 2, "overflow": "drop_newest"},
@@ -952,6 +955,46 @@ class TestThreadsAndLoops:
             return await reader
 
         assert data_of(run(again())) == list(range(6))
+
+    def test_what_did_not_fit_when_the_loop_was_closed_is_not_lost(self) -> None:
+        stream = AsyncStream()
+
+        async def first() -> str:
+            await stream.start()
+            subscription = await stream.subscribe(1)
+            assert all(stream.publish_nowait(create_event(number)) for number in range(3))
+            return subscription  # in this turn the first is moved, and no other fits
+
+        async def second() -> list[Event]:
+            reader = reading(stream, subscription)
+            await stream.start()
+            await settle()
+            await stream.stop()
+            return await reader
+
+        loop = asyncio.new_event_loop()
+        subscription = loop.run_until_complete(first())
+        loop.close()
+        assert data_of(run(second())) == [0, 1, 2]
+
+    @pytest.mark.real_time
+    async def test_a_stop_that_was_overtaken_ends_nothing_else(self) -> None:
+        """What a stop in another thread asked for in vain does not touch a stream that goes on."""
+        stream = AsyncStream()
+        await stream.start()
+        subscription = await stream.subscribe()
+        await publish_all(stream, range(3))
+        thread = threading.Thread(target=asyncio.run, args=[stream.stop(timeout=0.01)])
+        thread.start()
+        thread.join()
+        await stream.start()
+        later = await stream.subscribe()
+        await stream.publish(create_event(3))
+        await asyncio.sleep(0.01)
+        assert await stream.publish(create_event(4))
+        await stream.stop()
+        assert data_of(await read(stream, subscription)) == [0, 1, 2]
+        assert data_of(await read(stream, later)) == [3, 4]
 
     def test_stop_in_a_new_loop_delivers_what_was_left(self) -> None:
         stream = AsyncStream()
