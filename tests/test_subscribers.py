@@ -22,7 +22,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from codomyrmex.events.streaming import Event, StreamClosed, SubscriberQueue
+from codomyrmex.events.streaming import (
+    AlreadyConsumed,
+    Event,
+    StreamClosed,
+    SubscriberQueue,
+)
 from codomyrmex.events.streaming.subscribers import (
     HEARTBEAT_INTERVAL,
     KeyedQueue,
@@ -813,6 +818,129 @@ class TestReading:
         assert asyncio.get_running_loop().time() == 1.0
         assert queue.get_nowait() == 0  # an end forgets nothing
 
+    @pytest.mark.parametrize("what", ["put", "get"])
+    async def test_an_end_between_looking_and_waiting_is_seen(self, what: str) -> None:
+        class EndsMeanwhile(SubscriberQueue[int]):
+            """A queue that another thread ends just after one has looked."""
+
+            def put_nowait(self, item: int) -> None:
+                try:
+                    super().put_nowait(item)
+                except asyncio.QueueFull:
+                    self.end()
+                    raise
+
+            def get_nowait(self) -> int:
+                try:
+                    return super().get_nowait()
+                except asyncio.QueueEmpty:
+                    if self.ended:
+                        raise
+                    self.lose(1)  # which is no item
+                    super().end()
+                    raise
+
+        queue = EndsMeanwhile(1)
+        async with asyncio.timeout(1):
+            if what == "put":
+                await queue.put(1)
+                with pytest.raises(StreamClosed):
+                    await queue.put(2)
+            else:
+                with pytest.raises(StreamClosed):
+                    await queue.get()
+
+    async def test_an_item_between_looking_and_waiting_is_seen(self) -> None:
+        class FilledMeanwhile(deque[int]):
+            """The items of a queue into which another thread puts one after one has looked."""
+
+            def __bool__(self) -> bool:
+                if not len(self):
+                    self.append(7)
+                    return False
+                return True
+
+        class Queue(SubscriberQueue[int]):
+            def _init(self, maxsize: int) -> None:
+                self._queue: Any = FilledMeanwhile()
+
+        items = prime(Queue().iterate())
+        async with asyncio.timeout(1):
+            assert await anext(items) == 7
+        await items.aclose()
+
+    async def test_an_item_that_another_thread_drops_after_one_has_looked_is_not_there(
+        self,
+    ) -> None:
+        class Items(deque[int]):
+            """Items of which another thread drops the oldest after one has looked."""
+
+            def popleft(self) -> int:
+                if len(self) == 1 and self[0] == 1:
+                    self.clear()
+                return super().popleft()
+
+        class Queue(SubscriberQueue[int]):
+            def _init(self, maxsize: int) -> None:
+                self._queue: Any = Items()
+
+        queue = Queue()
+        queue.offer(1)
+        reader = Reader(queue)
+        await asyncio.sleep(1)
+        queue.offer(2)
+        await asyncio.sleep(1)
+        assert reader.got == [2]
+        queue.end()
+        await reader.task
+
+    async def test_a_second_reader_that_would_wait_beside_the_first_is_refused(self) -> None:
+        queue = SubscriberQueue[int](name="someone")
+        first = Reader(queue)
+        await asyncio.sleep(1)
+        with pytest.raises(AlreadyConsumed) as refusal:
+            await anext(prime(queue.iterate()))
+        assert refusal.value.subscription_id == "someone"
+        assert queue.reading == 1
+        queue.offer(1)
+        await asyncio.sleep(1)
+        assert first.got == [1]
+        queue.end()
+        await first.task
+
+    def test_a_reader_that_ended_with_its_loop_is_in_nobodys_way(self) -> None:
+        queue = SubscriberQueue[int]()
+        left = prime(queue.iterate())
+        loop = VirtualTimeLoop()
+        step = left.__anext__().__await__()
+        asyncio.events._set_running_loop(loop)
+        step.send(None)  # it waits, and its loop ends without a word
+        asyncio.events._set_running_loop(None)
+        loop.close()
+
+        async def read_on() -> None:
+            reader = Reader(queue)
+            await asyncio.sleep(1)
+            queue.offer(1)
+            queue.end()
+            await reader.task
+            assert reader.got == [1]
+
+        run(read_on())
+        step.close()
+
+    async def test_a_reader_lets_those_in_who_wait_for_room(self) -> None:
+        queue = SubscriberQueue[int](1, "drop_newest")
+        queue.offer(1)
+        putter = asyncio.create_task(queue.put(2))
+        await asyncio.sleep(1)
+        items = prime(queue.iterate())
+        assert await anext(items) == 1
+        async with asyncio.timeout(1):
+            await putter
+            assert await anext(items) == 2
+        await items.aclose()
+
     async def test_get_gives_what_is_left_before_the_end(self) -> None:
         queue = SubscriberQueue[int]()
         queue.fill([1, 2])
@@ -950,6 +1078,16 @@ class TestReading:
         assert queue.due_loss(before_last=True) is None
         assert shown(queue.due_loss()) == lost(1, "drop_oldest")
 
+    async def test_losses_a_getter_has_passed_are_told_with_the_next(self) -> None:
+        queue = SubscriberQueue[int](2, "drop_oldest")
+        for number in (0, 1, 2):
+            queue.offer(number)
+        assert queue.get_nowait() == 1  # without asking
+        for number in (3, 4):
+            queue.offer(number)
+        assert queue.due_loss(before_last=True) is None
+        assert shown(queue.due_loss()) == lost(2, "drop_oldest")
+
     @pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest"])
     async def test_losses_that_nobody_asks_for_do_not_pile_up(self, policy: str) -> None:
         queue = queue_of(policy, 3)
@@ -1079,6 +1217,34 @@ class TestIdle:
         assert asyncio.get_running_loop().time() == 1040.0
         await items.aclose()
 
+    async def test_who_is_woken_for_what_another_took_is_still_idle(self) -> None:
+        queue = SubscriberQueue[Any]()
+        reader = Reader(queue, idle=30.0, on_idle=lambda: "idle")
+        await asyncio.sleep(40)  # once idle
+        queue.offer("item")
+        queue.get_nowait()
+        await asyncio.sleep(29)
+        assert reader.got == ["idle"]
+        await asyncio.sleep(1)
+        assert reader.times == [30.0, 70.0]
+        queue.end()
+        await reader.task
+
+    async def test_ten_thousand_idle_times_leave_nothing(self) -> None:
+        queue = SubscriberQueue[Any]()
+        asyncio.get_running_loop().set_debug(False)
+        items = prime(queue.iterate(idle=30.0, on_idle=lambda: "idle"))
+
+        async def be_idle(times: int) -> None:
+            for _ in range(times):
+                assert await anext(items) == "idle"
+
+        await be_idle(100)
+        before = sys.getallocatedblocks()
+        await be_idle(10_000)
+        assert sys.getallocatedblocks() - before < 500
+        await items.aclose()
+
     async def test_an_item_of_the_same_moment_comes_instead(self) -> None:
         queue = SubscriberQueue[Any]()
         reader = Reader(queue, idle=30.0, on_idle=lambda: "idle")
@@ -1117,15 +1283,141 @@ class TestIdle:
         for _ in range(2):
             loop = VirtualTimeLoop()
             try:
+                assert loop.run_until_complete(one()) == "idle"
+                assert loop.time() == 30.0
                 task = loop.create_task(one())
                 loop.call_later(10, queue.offer, "item")
                 assert loop.run_until_complete(task) == "item"
-                assert loop.run_until_complete(one()) == "idle"
-                assert loop.time() == 40.0
+                assert len(loop.timers()) == 1  # for the next wait, which is in another loop
             finally:
                 loop.close()
 
         run(items.aclose())
+
+
+class TestHandingOver:
+    """Past the queue, to the reader who waits: the way of a lone event."""
+
+    @pytest.mark.parametrize("way", ["hand_over", "feed"])
+    async def test_a_reader_that_waits_is_given_the_item(self, way: str) -> None:
+        queue = SubscriberQueue[Any](1, "drop_newest")
+        reader = Reader(queue, idle=30.0, on_idle=lambda: "idle")
+        for number in range(3):
+            await asyncio.sleep(10)
+            getattr(queue, way)(number)
+            assert queue.empty()
+        await asyncio.sleep(35)
+        queue.end()
+        await reader.task
+        assert reader.got == [0, 1, 2, "idle"]
+        assert reader.times == [10, 20, 30, 60]
+        assert queue.received == 3
+
+    async def test_what_comes_after_it_comes_after_it(self) -> None:
+        queue = SubscriberQueue[int](2, "drop_oldest")
+        reader = Reader(queue)
+        await asyncio.sleep(1)
+        assert queue.hand_over(1)
+        assert not queue.hand_over(2)
+        for number in (2, 3, 4):
+            queue.feed(number)
+        queue.lose(5)
+        queue.end()
+        await reader.task
+        assert reader.got == [1, lost(1, "drop_oldest"), 3, 4, lost(5, "drop_oldest")]
+
+    async def test_it_is_not_done_where_nobody_waits(self) -> None:
+        queue = SubscriberQueue[Any]()
+        assert not queue.hand_over(1)
+        items = prime(queue.iterate())
+        assert not queue.hand_over(1)
+        assert queue.received == 0
+        await items.aclose()
+
+    async def test_none_goes_through_the_queue(self) -> None:
+        queue = SubscriberQueue[Any]()
+        reader = Reader(queue)
+        await asyncio.sleep(1)
+        assert not queue.hand_over(None)
+        queue.feed(None)
+        queue.end()
+        await reader.task
+        assert reader.got == [None]
+
+    async def test_who_is_woken_already_is_not_given_another(self) -> None:
+        queue = SubscriberQueue[int]()
+        reader = Reader(queue)
+        await asyncio.sleep(1)
+        queue.lose(1)
+        assert not queue.hand_over(1)
+        reader.task.cancel()
+        await asyncio.wait([reader.task])
+        again = Reader(queue)
+        await asyncio.sleep(1)
+        again.task.cancel()  # it has not noticed yet
+        assert not queue.hand_over(1)
+        await asyncio.wait([again.task])
+        assert queue.received == 0
+
+    async def test_latest_by_key_does_not(self) -> None:
+        queue = KeyedQueue[int](key=lambda number: number % 2)
+        reader = Reader(queue)
+        await asyncio.sleep(1)
+        assert not queue.hand_over(1)
+        queue.feed(1)
+        queue.feed(3)
+        queue.end()
+        await reader.task
+        assert reader.got == [3]
+
+    async def test_a_reader_that_is_cancelled_first_leaves_it_to_the_next(self) -> None:
+        queue = SubscriberQueue[int](1, "drop_newest")
+        reader = Reader(queue)
+        await asyncio.sleep(1)
+        assert queue.hand_over(1)
+        queue.feed(2)
+        reader.task.cancel()
+        await asyncio.wait([reader.task])
+        assert reader.got == []
+        assert queue.snapshot() == [1, 2]
+        assert queue.received == 2
+        assert await read(queue) == [1, 2]
+
+    async def test_it_leaves_it_to_one_who_gets_too(self) -> None:
+        queue = SubscriberQueue[int]()
+        reader = Reader(queue)
+        getter = asyncio.create_task(queue.get())
+        await asyncio.sleep(1)
+        assert queue.hand_over(1)
+        reader.task.cancel()
+        async with asyncio.timeout(1):
+            assert await getter == 1
+
+    @pytest.mark.real_time
+    async def test_it_is_not_done_from_another_thread(self) -> None:
+        queue = SubscriberQueue[int]()
+        reader = Reader(queue)
+        await asyncio.sleep(0)
+        assert not await asyncio.to_thread(queue.hand_over, 1)
+        await asyncio.to_thread(queue.feed, 1)
+        queue.end()
+        await reader.task
+        assert reader.got == [1]
+
+    @pytest.mark.real_time
+    async def test_a_reader_woken_by_another_thread_and_cancelled_first_wakes_who_gets(
+        self,
+    ) -> None:
+        queue = SubscriberQueue[int]()
+        reader = Reader(queue)
+        getter = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=queue.offer, args=(1,))
+        thread.start()
+        thread.join()
+        reader.task.cancel()
+        async with asyncio.timeout(10):
+            assert await getter == 1
 
 
 @pytest.mark.real_time

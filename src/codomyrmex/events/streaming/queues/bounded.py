@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
 
-from ..errors import StreamClosed
+from ..errors import AlreadyConsumed, StreamClosed
 from ..models import Event, control_event
 from ..wakeups import Waiters, running_loop, wait_until, wake, wake_all
 from .idle import IdleTimer
@@ -132,7 +132,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         """
         if self.ended:
             raise StreamClosed("the queue of a subscription that has ended takes no more items")
-        if not self._accepts(item):
+        if self.full():
             raise asyncio.QueueFull
         self.force(item)
 
@@ -146,7 +146,7 @@ class SubscriberQueue(asyncio.Queue[T]):
             try:
                 return self.put_nowait(item)
             except asyncio.QueueFull:
-                await wait_until(self._writers, lambda: self.ended or self._accepts(item))
+                await wait_until(self._writers, lambda: self.ended or not self.full())
 
     def get_nowait(self) -> T:
         """Take the oldest item out.
@@ -414,6 +414,9 @@ class SubscriberQueue(asyncio.Queue[T]):
                 None: never.
             on_idle: makes that item.
             on_close: is called when the iteration is over, however it ends.
+
+        Raises:
+            AlreadyConsumed: another reader waits for the next item.
         """
         items = self._queue
         losses = self._losses
@@ -433,6 +436,8 @@ class SubscriberQueue(asyncio.Queue[T]):
                     # As wait_until, here and not in a call: this is the way of a lone event.
                     loop = asyncio.get_running_loop()
                     future: asyncio.Future[Any] = loop.create_future()
+                    if self._taker is not None and self._waits(self._taker):
+                        raise AlreadyConsumed(self.name)
                     self._taker = future
                     if items or losses or self.ended:
                         self._take_back(future)
@@ -487,13 +492,19 @@ class SubscriberQueue(asyncio.Queue[T]):
         """A wait is over before its time: what was handed over to it shall not be lost."""
         if self._taker is future:
             self._taker = None
-        elif future.done() and not future.cancelled():
-            handed = future.result()
-            if handed is not None:
+        else:
+            if future.done() and not future.cancelled() and (handed := future.result()) is not None:
                 self._queue.appendleft(handed)
+            # It was woken, perhaps by another thread and without having noticed: somebody else
+            # may read by `get`.
             if self._has_news():
-                self._wake_reader()  # somebody else may read by `get`
+                self._wake_reader()
         future.cancel()
+
+    @staticmethod
+    def _waits(taker: "asyncio.Future[Any]") -> bool:
+        """Whether somebody waits there still, and does so in a loop that can go on."""
+        return not taker.done() and not taker.get_loop().is_closed()
 
     def _wake_reader(self) -> None:
         """An item has come: wake one who waits for it."""
@@ -509,9 +520,6 @@ class SubscriberQueue(asyncio.Queue[T]):
         if taker is not None:
             wake([taker])
         wake_all(self._readers)
-
-    def _accepts(self, item: T) -> bool:
-        return len(self._queue) < self._limit
 
     def _unfinished(self) -> int:
         return self._received - self._evicted - self._done

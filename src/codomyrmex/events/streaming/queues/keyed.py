@@ -66,6 +66,10 @@ class KeyedQueue(SubscriberQueue[T]):
         """Take an item in, in place of the one with the same key if there is one."""
         return not self.ended and self._enter(item, "drop the oldest")
 
+    def hand_over(self, item: T) -> bool:
+        """False: an item that was handed over and comes back might find its key taken."""
+        return False
+
     def feed(self, item: T) -> None:
         """`offer`: this policy never makes anybody wait."""
         self.offer(item)
@@ -102,9 +106,6 @@ class KeyedQueue(SubscriberQueue[T]):
             self._wake_reader()
         return True
 
-    def _accepts(self, item: T) -> bool:
-        return super()._accepts(item) or self._key(item) in self._queue
-
     def _key(self, item: T) -> Hashable:
         try:
             key = self._make_key(item)
@@ -131,9 +132,6 @@ class _Line(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         with self.lock:
             return iter(tuple(self._by_key.values()))
-
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._by_key
 
     def replace(self, key: Hashable, item: T) -> T:
         """Put an item in the place of the one that has its key; returns that, if there was one."""
