@@ -1021,6 +1021,20 @@ class TestReading:
         assert reader.task.cancelled()
         assert reader.got == []
 
+    async def test_it_does_so_only_if_there_is_something(self) -> None:
+        queue = SubscriberQueue[int]()
+        reader = Reader(queue)
+        await asyncio.sleep(1)
+        getter = asyncio.create_task(queue.get())
+        await asyncio.sleep(1)
+        queue.offer(1)  # wakes the reader
+        assert queue.get_nowait() == 1
+        reader.task.cancel()
+        await asyncio.sleep(1)
+        assert not getter.done()
+        queue.offer(2)
+        assert await getter == 2
+
     def test_cancellation_at_any_await_loses_nothing(self) -> None:
         state: dict[str, Any] = {}
 

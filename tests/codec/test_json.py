@@ -132,12 +132,18 @@ class Table(dict[str, Any]):
     pass
 
 
+class Computed(dict[str, Any]):
+    def items(self) -> Any:
+        return [(key, value * 2) for key, value in super().items()]
+
+
 class Row(list[Any]):
     pass
 
 
 Pair = namedtuple("Pair", "one two")
 
+ODD = timezone(timedelta(seconds=3601))
 BERLIN = timezone(timedelta(hours=2))
 
 # What a value is after it was written and read again, where that is not the value itself.
@@ -182,6 +188,7 @@ WRITTEN: list[tuple[Any, Any]] = [
     (datetime(2024, 1, 2, 3, 4, 5, 678, UTC), "2024-01-02T03:04:05.000678+00:00"),
     (datetime(2024, 1, 2, 3, 4, 5), "2024-01-02T03:04:05"),
     (datetime(2024, 1, 2, tzinfo=BERLIN), "2024-01-02T00:00:00+02:00"),
+    (datetime(33, 1, 2, tzinfo=ODD), "0033-01-02T00:00:00+01:00:01"),
     (date(2024, 1, 2), "2024-01-02"),
     (time(3, 4), "03:04:00"),
     (time(3, 4, 5, 6, tzinfo=BERLIN), "03:04:05.000006+02:00"),
@@ -204,6 +211,7 @@ WRITTEN: list[tuple[Any, Any]] = [
     (Number(5), 5),
     (Ratio(0.5), 0.5),
     (Table(a=Row([1])), {"a": [1]}),
+    (Computed(a=1), {"a": 2}),
     (Pair(1, "b"), [1, "b"]),
     (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
     (defaultdict(list, a=[1]), {"a": [1]}),
