@@ -755,6 +755,20 @@ class TestReplay:
                 assert data_of(await take(events, 3)) == [1, 2, 3]
 
     @pytest.mark.real_time
+    async def test_is_bounded_by_the_buffer_also_while_events_are_pending(self) -> None:
+        stream, gate = SSEStream(buffer_size=3), Gate()
+        await stream.subscribe(gate)
+        with thread(lambda: stream.publish_nowait(event(0))):
+            assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
+            await publish_all(stream, *range(1, 9))  # behind that one
+            assert data_of(stream.get_recent_events(99)) == [6, 7, 8]
+            subscription = await stream.subscribe()
+            reader = stream.events(subscription.id, "2")
+            gate.open.set()
+            await stream.aclose()
+        assert await read(reader) == [gap("2"), 6, 7, 8]
+
+    @pytest.mark.real_time
     async def test_counts_an_event_once_that_has_just_been_delivered_to_the_reader(self) -> None:
         stream, gate = SSEStream(), Gate()
         subscription = await stream.subscribe()
