@@ -437,7 +437,7 @@ class TestPolicies:
         def key(item: Any) -> Hashable:
             if item == "bad":
                 raise KeyError("no key")
-            return [] if item == "unhashable" else "same"
+            return [] if item == "unhashable" else "same"  # pyright: ignore[reportReturnType]
 
         queue = KeyedQueue[str](10, key=key)
         for item in ("good", "bad", "unhashable", "bad", "good"):
@@ -813,7 +813,7 @@ class TestReading:
         await asyncio.sleep(1)
         getattr(queue, way)()
         getattr(reader_of_none, way)()
-        ends = await asyncio.gather(*putters, *getters, reader.task, return_exceptions=True)
+        ends = await asyncio.gather(*putters, *getters, reader.task, return_exceptions=True)  # pyright: ignore[reportCallIssue,reportArgumentType]
         assert [type(end) for end in ends] == [StreamClosed] * 4 + [type(None)]
         assert asyncio.get_running_loop().time() == 1.0
         assert queue.get_nowait() == 0  # an end forgets nothing

@@ -129,7 +129,7 @@ class TestWhatATopicIs:
             with pytest.raises(TopicError, match=says):
                 index.match(topic)
         with pytest.raises(TopicError):
-            index.add("key", Exact(topic), 1)
+            index.add("key", Exact(topic), 1)  # pyright: ignore[reportArgumentType]
         assert len(index) == 0
 
     def test_what_is_just_not_a_control_character_can_be_part_of_one(self) -> None:
