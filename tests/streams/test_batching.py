@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 import threading
 import time
 import warnings
@@ -20,7 +21,7 @@ from codomyrmex.events.streaming import (
     TopicError,
     create_event,
 )
-from codomyrmex.events.streaming.testing import cancel_at_every_await, run
+from codomyrmex.events.streaming.testing import VirtualTimeLoop, cancel_at_every_await, run
 
 PATIENCE = 10.0  # seconds of real time for what must happen at once
 
@@ -416,6 +417,14 @@ class TestLifeCycle:
         assert got.batches == [[0, 1]]
         await stream.stop()
 
+    async def test_a_size_that_is_made_smaller_is_obeyed(self) -> None:
+        async with BatchingStream(batch_size=10) as stream:
+            got = Batches(stream)
+            await add_all(stream, range(5))
+            stream._batch_size = 2
+            await stream.add(create_event(5))
+            assert got.batches == [[0, 1], [2, 3], [4, 5]]
+
     async def test_start_twice_does_nothing(self) -> None:
         stream = BatchingStream(flush_interval=1.0)
         got = Batches(stream)
@@ -506,12 +515,17 @@ class TestThreadsAndLoops:
                 while not stream.publish_nowait(create_event(number)):
                     time.sleep(0.0001)
 
-        async with BatchingStream(batch_size, flush_interval=0.05) as stream:
-            stream.on_batch(handle)
-            await asyncio.gather(
-                add_all(stream, range(each)),
-                *(asyncio.to_thread(publish, each * index) for index in range(1, threads)),
-            )
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)  # so that threads interrupt one another wherever they can
+        try:
+            async with BatchingStream(batch_size, flush_interval=0.05) as stream:
+                stream.on_batch(handle)
+                await asyncio.gather(
+                    add_all(stream, range(each)),
+                    *(asyncio.to_thread(publish, each * index) for index in range(1, threads)),
+                )
+        finally:
+            sys.setswitchinterval(interval)
         assert sorted(got) == list(range(each * threads))
         assert max(sizes) <= batch_size
         for index in range(threads):
@@ -592,6 +606,26 @@ class TestThreadsAndLoops:
         run(second())
         assert got.batches == [[0, 2], [1]]
         assert got.times == [0.0, 1.0]
+
+    def test_start_in_a_new_loop_goes_on_with_the_interval(self) -> None:
+        stream = BatchingStream(flush_interval=1.0)
+        got = Batches(stream)
+
+        async def first() -> None:
+            await stream.start()
+            await stream.add(create_event(0))
+
+        async def second() -> None:
+            await stream.start()
+            await asyncio.sleep(5.0)
+            await stream.stop()
+
+        loop = VirtualTimeLoop()
+        loop.run_until_complete(first())
+        loop.close()
+        run(second())
+        assert got.batches == [[0]]
+        assert got.times == [1.0]
 
     def test_start_in_a_new_loop_begins_the_interval_anew(self) -> None:
         stream = BatchingStream(flush_interval=1.0)

@@ -229,6 +229,7 @@ class TestEnding:
         subscription = Subscription(handler=handle)
         await Pump(subscription, source).finish()
         assert got == [1, 2, 3]
+        assert source.asked == 3
         assert source.closed
 
     async def test_before_it_has_begun(self) -> None:
