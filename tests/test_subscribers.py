@@ -818,6 +818,51 @@ class TestReading:
         assert asyncio.get_running_loop().time() == 1.0
         assert queue.get_nowait() == 0  # an end forgets nothing
 
+    @pytest.mark.parametrize("what", ["get", "iterate"])
+    async def test_an_end_after_the_last_look_is_seen(self, what: str) -> None:
+        class EndsAfterOneHasLooked(SubscriberQueue[int]):
+            """A queue that another thread ends, but wakes nobody yet."""
+
+            looks = 0
+
+            @property
+            def ended(self) -> bool:
+                self.looks += 1
+                return self.looks > 1
+
+            @ended.setter
+            def ended(self, value: bool) -> None:
+                pass
+
+        queue = EndsAfterOneHasLooked()
+        async with asyncio.timeout(1):
+            if what == "get":
+                with pytest.raises(StreamClosed):
+                    await queue.get()
+            else:
+                assert [item async for item in prime(queue.iterate())] == []
+
+    async def test_a_loss_after_the_last_look_is_seen(self) -> None:
+        class Queue(SubscriberQueue[int]):
+            """A queue that loses something in another thread after one has looked."""
+
+            def _init(self, maxsize: int) -> None:
+                lose = self.lose
+
+                class Items(deque[int]):
+                    def __bool__(self) -> bool:
+                        if queue.received == queue.dropped == 0:
+                            lose(1)
+                        return bool(len(self))
+
+                self._queue: Any = Items()
+
+        queue = Queue()
+        items = prime(queue.iterate())
+        async with asyncio.timeout(1):
+            assert shown(await anext(items)) == lost(1, "drop_newest")
+        await items.aclose()
+
     @pytest.mark.parametrize("what", ["put", "get"])
     async def test_an_end_between_looking_and_waiting_is_seen(self, what: str) -> None:
         class EndsMeanwhile(SubscriberQueue[int]):
@@ -1102,6 +1147,24 @@ class TestReading:
         assert queue.due_loss(before_last=True) is None
         assert shown(queue.due_loss()) == lost(2, "drop_oldest")
 
+    async def test_losses_that_another_thread_clears_are_no_more(self) -> None:
+        class Cleared(list[Any]):
+            """Losses that another thread clears after one has looked."""
+
+            def __bool__(self) -> bool:
+                there = len(self) > 0
+                self.clear()
+                return there
+
+        queue = SubscriberQueue[int](1)
+        queue.offer(1)
+        queue._losses = Cleared()
+        queue.offer(2)
+        assert queue.due_loss() is None
+        queue.offer(3)
+        assert queue.get_nowait() == 1
+        assert await read(queue) == []
+
     @pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest"])
     async def test_losses_that_nobody_asks_for_do_not_pile_up(self, policy: str) -> None:
         queue = queue_of(policy, 3)
@@ -1339,6 +1402,23 @@ class TestHandingOver:
         queue.end()
         await reader.task
         assert reader.got == [1, lost(1, "drop_oldest"), 3, 4, lost(5, "drop_oldest")]
+
+    async def test_it_never_overtakes_what_another_thread_has_just_put_in(self) -> None:
+        items: deque[int] = deque()
+
+        class Queue(SubscriberQueue[int]):
+            def _init(self, maxsize: int) -> None:
+                self._queue: Any = items
+
+        queue = Queue()
+        reader = Reader(queue)
+        await asyncio.sleep(1)
+        items.append(1)  # by a thread that has not woken the reader yet
+        assert not queue.hand_over(2)
+        queue.feed(2)
+        queue.end()
+        await reader.task
+        assert reader.got == [1, 2]
 
     async def test_it_is_not_done_where_nobody_waits(self) -> None:
         queue = SubscriberQueue[Any]()

@@ -158,6 +158,8 @@ class SubscriberQueue(asyncio.Queue[T]):
             item: T = self._queue.popleft()
         except IndexError:
             raise asyncio.QueueEmpty from None
+        if self._losses:
+            self._join_overdue()
         self._taken()
         return item
 
@@ -292,7 +294,6 @@ class SubscriberQueue(asyncio.Queue[T]):
     def lose(self, count: int) -> None:
         """Record that so many items, due now, will never arrive."""
         self._count_dropped(count)
-        self._join_overdue()
         losses, at = self._losses, self._received
         if losses and losses[-1].at == at:
             losses[-1].count += count
@@ -333,6 +334,8 @@ class SubscriberQueue(asyncio.Queue[T]):
                 taken.append(self._queue.popleft())
             except IndexError:  # another thread was quicker
                 break
+        if self._losses:
+            self._join_overdue()
         if self._crowded and len(self._queue) <= self._low:
             self._leave_crowd()
         wake_all(self._writers)
@@ -427,8 +430,8 @@ class SubscriberQueue(asyncio.Queue[T]):
             for item in first:
                 yield item
             while True:
-                if losses and self._lost_here():
-                    yield cast("T", self._take_loss())
+                if losses and (loss := self.due_loss()) is not None:
+                    yield cast("T", loss)
                     continue
                 if not items:
                     if self.ended:
@@ -457,7 +460,6 @@ class SubscriberQueue(asyncio.Queue[T]):
                         continue
                     if timer is not None and timer.expired:
                         timer.expired = False
-                        self._take_back(future)
                         if not self._has_news() and on_idle is not None:
                             yield on_idle()
                     continue
@@ -483,8 +485,19 @@ class SubscriberQueue(asyncio.Queue[T]):
         Args:
             before_last: look at the place before the item that was taken out last instead.
         """
+        losses = self._losses
+        if not losses:
+            return None
         taken = self._received - len(self._queue) - before_last
-        return self._take_loss() if self._losses and self._losses[0].at <= taken else None
+        try:
+            if losses[0].at > taken:
+                return None
+            loss = losses.pop(0)
+        except IndexError:  # another thread has cleared them
+            return None
+        if loss.final:
+            return control_event("stream.disconnect", reason="overflow", lost=loss.count)
+        return control_event("stream.lost", lost=loss.count, overflow=self.overflow)
 
     # Inside.
 
@@ -560,7 +573,6 @@ class SubscriberQueue(asyncio.Queue[T]):
         self._discard(item)
         # What was dropped stood at the head, so it is told before all that is still here, with
         # what was lost just before it. (A loss further back is of what came later.)
-        self._join_overdue()
         losses, at = self._losses, self._received - len(self._queue)
         if losses and losses[0].at <= at:
             losses[0].at = at
@@ -570,12 +582,18 @@ class SubscriberQueue(asyncio.Queue[T]):
         return True
 
     def _join_overdue(self) -> None:
-        """Make one of the losses that a reader has passed without asking: `get` never asks."""
+        """Make one of the losses that a reader has passed without asking: `get` never asks.
+
+        Only readers call this, and only they take losses away.
+        """
         losses = self._losses
-        if len(losses) > 1:
-            passed = self._received - len(self._queue)
-            while len(losses) > 1 and losses[1].at < passed:
-                losses[1].count += losses.pop(0).count
+        passed = self._received - len(self._queue)
+        try:
+            while losses[1].at < passed:
+                overdue = losses.pop(0)
+                losses[0].count += overdue.count
+        except IndexError:  # there is but one, or another thread has cleared them
+            return
 
     def _filled(self) -> None:
         if self.overflow != "block" or self._crowded:
@@ -597,16 +615,6 @@ class SubscriberQueue(asyncio.Queue[T]):
             self._leave_crowd()
         if self._writers:
             wake(self._writers)
-
-    def _lost_here(self) -> bool:
-        """Whether the next thing for the reader is a loss, not an item."""
-        return self._losses[0].at <= self._received - len(self._queue)
-
-    def _take_loss(self) -> Event:
-        loss = self._losses.pop(0)
-        if loss.final:
-            return control_event("stream.disconnect", reason="overflow", lost=loss.count)
-        return control_event("stream.lost", lost=loss.count, overflow=self.overflow)
 
     def _has_news(self) -> bool:
         return bool(self._queue or self.ended or self._losses)
