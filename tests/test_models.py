@@ -19,7 +19,7 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from types import MappingProxyType, ModuleType
@@ -278,6 +278,23 @@ class TestEvent:
         event.__setattr__("timestamp", given)
         assert event.timestamp.tzinfo is UTC
 
+    @pytest.fixture
+    def in_tokyo(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Local time is not UTC."""
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+        monkeypatch.undo()
+        time.tzset()
+
+    @pytest.mark.skipif(not hasattr(time, "tzset"), reason="local time cannot be set here")
+    @pytest.mark.usefixtures("in_tokyo")
+    def test_local_time_plays_no_part(self) -> None:
+        assert Event(timestamp=datetime(2024, 1, 2)).timestamp.hour == 0
+        assert abs(Event().timestamp - datetime.now(UTC)) < timedelta(seconds=10)
+
+    @pytest.mark.skipif(not hasattr(time, "tzset"), reason="local time cannot be set here")
+    @pytest.mark.usefixtures("in_tokyo")
     def test_a_timezone_without_an_offset_is_no_timezone(self) -> None:
         class Nowhere(dt.tzinfo):
             def utcoffset(self, when: datetime | None) -> None:
