@@ -60,7 +60,7 @@ def thread(target: Callable[[], object]) -> Iterator[threading.Thread]:
         except BaseException as error:
             errors.append(error)
 
-    worker = threading.Thread(target=work)
+    worker = threading.Thread(target=work, daemon=True)
     worker.start()
     try:
         yield worker

@@ -100,6 +100,7 @@ class TestEnding:
         await asyncio.sleep(10)
         assert got == [1]
 
+    @pytest.mark.timeout(300)  # a slow machine, and coverage
     @pytest.mark.parametrize(("kind", "times"), [("sync", 100_000), ("async", 20_000)])
     async def test_a_hundred_thousand_come_and_go_without_a_trace(
         self, kind: str, times: int

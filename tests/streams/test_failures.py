@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from codomyrmex.events.streaming import (
     InMemoryStream,
     create_event,
 )
+from codomyrmex.events.streaming.streams import dispatching
 from tests.streams.handlers import PATIENCE, Gate, plainly, publish, thread
 
 
@@ -236,8 +238,13 @@ def test_an_interrupt_at_any_moment_leaves_the_stream_working() -> None:
         if event.data == "and another":
             stream.publish_nowait(create_event("another"))
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    files = {dispatching.__file__, __file__}
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code.co_filename in files:
+            raise KeyboardInterrupt
+        # Not in a callback of the garbage collector, which would keep the exception to itself.
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0001)
 
     asyncio.run(stream.subscribe(handler))
     interrupted = 0

@@ -71,6 +71,8 @@ class DispatchingStream(Stream):
         # Subscribers with the policy "block" that are behind: publishers wait for them.
         self._crowd: set[SubscriberQueue[Event]] = set()
         self._settled: Waiters = []
+        # The event loops in which somebody waits for deliveries.
+        self._waiting: list[asyncio.AbstractEventLoop] = []
         # Handlers that run although their subscription has ended.
         self._leaving: set[SerialRunner[Event]] = set()
         # Subscriptions that have ended but are still in the index.
@@ -240,10 +242,11 @@ class DispatchingStream(Stream):
         if loop is not None:
             loop.call_soon(self._deliver_pending)
             return True
-        for runner in tuple(self._runners.values()):
-            if runner.loop is not None and runner.loop.is_running():
+        handling = [runner.loop for runner in tuple(self._runners.values())]
+        for loop in dict.fromkeys((*self._waiting, *handling)):
+            if loop is not None and loop.is_running():
                 with suppress(RuntimeError):  # it was closed just now
-                    runner.loop.call_soon_threadsafe(self._deliver_pending)
+                    loop.call_soon_threadsafe(self._deliver_pending)
                     return True
         return False
 
@@ -352,7 +355,7 @@ class DispatchingStream(Stream):
             self._deliver_pending()
         wait: Callable[[], Awaitable[None]] | None = None
         if len(self._pending) >= _MAX_PENDING:
-            wait = partial(wait_until, self._settled, self._has_room)
+            wait = self._wait_for_deliveries
         elif (queue := self._behind(event)) is not None:
             wait = queue.room
         if wait is None or self._closed or self._is_called_by_handler():
@@ -366,8 +369,19 @@ class DispatchingStream(Stream):
                 return
             await wait()
 
-    def _has_room(self) -> bool:
-        return len(self._pending) < _MAX_PENDING
+    async def _wait_for_deliveries(self) -> None:
+        await self._wait_until(lambda: len(self._pending) < _MAX_PENDING)
+
+    async def _wait_until(self, ready: Callable[[], bool]) -> None:
+        """Wait until this is so, which is looked at after each delivery."""
+        loop = asyncio.get_running_loop()
+        self._waiting.append(loop)
+        try:
+            while not ready():
+                self._deliver_pending()  # whoever was at it may have been interrupted
+                await wait_until(self._settled, ready)
+        finally:
+            self._waiting.remove(loop)
 
     async def drain(self) -> None:
         """Wait until everything published so far has been handled, by async handlers too.
@@ -384,10 +398,7 @@ class DispatchingStream(Stream):
     async def _settle(self) -> None:
         """Wait until everything published so far has been delivered, to queues where there are."""
         target = self._published
-        self._deliver_pending()
-        while not self._has_settled(target):
-            await wait_until(self._settled, lambda: self._has_settled(target))
-            self._deliver_pending()  # whoever was at it may have been interrupted
+        await self._wait_until(lambda: self._has_settled(target))
 
     def _has_settled(self, target: int) -> bool:
         with self._lock:
@@ -562,6 +573,7 @@ class DispatchingStream(Stream):
         if self not in _streams_beneath():
             self._delivering = None
             self._token = [None]
+        self._waiting.clear()
         for subscription in self._subscriptions.values():
             subscription._loop = None
         for runner in (*self._runners.values(), *self._leaving):
