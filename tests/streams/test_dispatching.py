@@ -388,6 +388,26 @@ class TestThreads:
         assert [each for each in got if isinstance(each, int)] == list(range(2000))
         assert got[-1] == "end"
 
+    @pytest.mark.parametrize("topic", ["a.*", {}])
+    def test_a_publisher_that_is_refused_delivers_what_others_left_to_it(self, topic: Any) -> None:
+        # While it finds out that its own cannot be published, another thread publishes.
+        stream, got = InMemoryStream(), list[Any]()
+
+        class Metadata(dict[str, Any]):
+            def get(self, key: str, default: Any = None) -> Any:
+                if not done:
+                    done.append(True)
+                    with thread(lambda: publish(stream, 1)):
+                        pass
+                    assert got == []
+                return super().get(key, default)
+
+        done: list[bool] = []
+        asyncio.run(stream.subscribe(lambda event: got.append(event.data)))
+        with pytest.raises(TopicError):
+            stream.publish_nowait(Event(metadata=Metadata(topic=topic)))
+        assert got == [1]
+
     @pytest.mark.real_time
     async def test_drain_waits_for_what_another_thread_delivers(self) -> None:
         stream, gate = InMemoryStream(), Gate()

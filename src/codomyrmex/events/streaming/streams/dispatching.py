@@ -151,36 +151,42 @@ class DispatchingStream(Stream):
             self._append_pending(event)
             return
         try:
-            metadata = event.metadata
             try:
-                targets = self._find_targets(metadata.get("topic") if metadata else None)
-            except TypeError:  # not hashable, so not a topic: _route says so
-                targets = None
-            if targets is None or self._closed:
-                with self._lock:
-                    self._check_open()
-                    targets = self._route(event)
-            if self._pending:
-                with self._lock:
-                    self._check_open()
-                    # Whom it is for now: others came before it since it was looked up, and who
-                    # got those must get this too.
-                    self._pending.append((event, self._route(event)))
+                metadata = event.metadata
+                try:
+                    targets = self._find_targets(metadata.get("topic") if metadata else None)
+                except TypeError:  # not hashable, so not a topic: _route says so
+                    targets = None
+                if targets is None or self._closed:
+                    with self._lock:
+                        self._check_open()
+                        targets = self._route(event)
+                if self._pending:
+                    with self._lock:
+                        self._check_open()
+                        # Whom it is for now: others came before it since it was looked up, and who
+                        # got those must get this too.
+                        self._pending.append((event, self._route(event)))
+                        self._published += 1
+                else:
+                    self._event_buffer.append(event)
                     self._published += 1
-            else:
-                self._event_buffer.append(event)
-                self._published += 1
-                for subscription in targets:
-                    try:
-                        result = subscription._deliver(event)
-                        if result is not None and inspect.isawaitable(result):
-                            self._returned_awaitable(subscription, result)
-                    except (Exception, asyncio.CancelledError):
-                        self._log_failure(subscription, event)
-        finally:  # KeyboardInterrupt and SystemExit too: then the next publisher delivers the rest
-            self._token.append(None)
-            if self._settled:
-                wake_all(self._settled)
+                    for subscription in targets:
+                        try:
+                            result = subscription._deliver(event)
+                            if result is not None and inspect.isawaitable(result):
+                                self._returned_awaitable(subscription, result)
+                        except (Exception, asyncio.CancelledError):
+                            self._log_failure(subscription, event)
+            finally:
+                # After KeyboardInterrupt and SystemExit too: the next publisher delivers the rest.
+                self._token.append(None)
+                if self._settled:
+                    wake_all(self._settled)
+        except Exception:  # it is refused; but others may have left theirs to this thread meanwhile
+            if self._pending:
+                self._deliver_pending()
+            raise
         # Whoever appended before the token was back has left the event to this thread.
         if self._pending:
             self._deliver_pending()
@@ -216,7 +222,7 @@ class DispatchingStream(Stream):
                 return False
             try:
                 with self._lock:
-                    if not self._pending:
+                    if not self._pending:  # pragma: no cover - a race in the instant before
                         continue  # and look again: an event may come before the token is back
                     event, targets = self._pending.popleft()
                     self._event_buffer.append(event)
