@@ -8,6 +8,8 @@ import os
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -605,15 +607,25 @@ class TestClosing:
             async def close(self, *, code: int, message: bytes) -> None:
                 calls.append((code, message))
 
+        def closing() -> Iterator[None]:
+            calls.append("not in Python")
+            yield
+
         class NotWrittenInPython(Socket):
-            close = dict  # has no signature that Python can tell
+            def __init__(self) -> None:
+                self.close = partial(next, closing())  # it has no signature that can be told
 
         async with WebSocketStream() as stream:
             for kind in (Socket, Nothing, Code, Message, NotWrittenInPython):
                 await stream.connect(kind(), "the same client")
             await stream.connect(Socket(), "the same client")
             await settle()
-        assert calls == ["nothing", REPLACED, (REPLACED, b"replaced by a newer connection")]
+        assert calls == [
+            "nothing",
+            REPLACED,
+            (REPLACED, b"replaced by a newer connection"),
+            "not in Python",
+        ]
 
     def test_cancelled_anywhere_nothing_is_left_and_sockets_are_closed(self) -> None:
         sockets: list[FaultySocket] = []
