@@ -533,6 +533,27 @@ class TestThreadsAndLoops:
             assert of_one == sorted(of_one)
         assert stream.statistics().published == each * threads
 
+    def test_two_threads_that_fill_a_batch_at_a_time_send_each_event_once(self) -> None:
+        class Slow(list[Event]):
+            def __getitem__(self, index: Any) -> Any:
+                taken = super().__getitem__(index)
+                time.sleep(0.02)  # time enough for another thread to take the same
+                return taken
+
+        stream = BatchingStream(batch_size=1)
+        stream._batch = Slow()
+        got = Batches(stream)
+        threads = [
+            threading.Thread(target=stream.publish_nowait, args=[create_event(number)])
+            for number in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        run(stream.stop())
+        assert sorted(got.batches) == [[0], [1]]
+
     @pytest.mark.real_time
     async def test_an_event_of_another_thread_begins_the_interval(self) -> None:
         handled = asyncio.Event()
