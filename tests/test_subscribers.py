@@ -395,6 +395,16 @@ class TestPolicies:
         assert queue.statistics() == QueueStatistics(2, 2, "latest_by_key", 4, 2, 1)
         assert await read(queue) == [lost(2, "latest_by_key"), "c1", "d1"]
 
+    @pytest.mark.parametrize("policy", ["drop_oldest", "latest_by_key"])
+    async def test_losses_with_nothing_kept_between_them_are_one(self, policy: str) -> None:
+        queue = queue_of(policy, 1, **({"key": no_key} if policy == "latest_by_key" else {}))
+        queue.offer(0)
+        queue.offer(1)
+        queue.lose(1)
+        queue.offer(2)
+        queue.offer(3)
+        assert await read(queue) == [lost(4, policy), 3]
+
     async def test_latest_by_key_takes_the_topic_for_the_key(self) -> None:
         queue = make_queue(10, "latest_by_key")
         events = [
@@ -1635,12 +1645,17 @@ class Reference:
 
     def _lose(self, place: int, why: tuple[str, int]) -> None:
         self.lost += why[1]
-        for near in (place - 1, place):
-            if 0 <= near < len(self.line) and not isinstance(self.line[near], int):
-                kind, count = self.line[near]
-                self.line[near] = kind, count + why[1]
-                return
         self.line.insert(place, why)
+        if place + 1 < len(self.line):
+            self._join(place)
+        if place > 0:
+            self._join(place - 1)
+
+    def _join(self, place: int) -> None:
+        """What was lost with nothing kept between is told once."""
+        first, second = self.line[place : place + 2]
+        if not isinstance(first, int) and not isinstance(second, int):
+            self.line[place : place + 2] = [(first[0], first[1] + second[1])]
 
     def offer(self, item: int) -> bool:
         if self.ended:

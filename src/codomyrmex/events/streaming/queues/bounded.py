@@ -493,6 +493,9 @@ class SubscriberQueue(asyncio.Queue[T]):
             if losses[0].at > taken:
                 return None
             loss = losses.pop(0)
+            # What stood between them may have been lost as well: then it is one loss.
+            while not loss.final and losses and losses[0].at <= taken and not losses[0].final:
+                loss.count += losses.pop(0).count
         except IndexError:  # another thread has cleared them
             return None
         if loss.final:
