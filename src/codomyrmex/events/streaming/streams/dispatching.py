@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 from ..errors import StreamClosed, StreamingError
 from ..models import Event, Filter, Handler, Subscription
@@ -42,7 +42,11 @@ _HANDLER_QUEUE = 1000
 _MAX_PENDING = 1000
 """Events that may wait for a delivery in another thread before publishers wait."""
 
-_FindTargets: TypeAlias = Callable[[Any], "tuple[Subscription, ...] | None"]
+
+class _Answers(Protocol):
+    """Whom events of a topic are for, as far as that is known."""
+
+    def __getitem__(self, topic: Any, /) -> tuple[Subscription, ...]: ...
 
 
 class DispatchingStream(Stream):
@@ -57,7 +61,7 @@ class DispatchingStream(Stream):
             raise ValueError(f"buffer_size is a number of events, 0 or more, not {buffer_size}")
         self._lock = threading.Lock()
         self._index: TopicIndex[Subscription] = TopicIndex()
-        self._find_targets: _FindTargets = self._index.answers.get
+        self._answers: _Answers = self._index.answers
         self._subscriptions: dict[str, Subscription] = {}
         self._queues: dict[str, SubscriberQueue[Event]] = {}
         self._runners: dict[str, SerialRunner[Event]] = {}
@@ -153,11 +157,12 @@ class DispatchingStream(Stream):
         try:
             try:
                 metadata = event.metadata
+                targets: tuple[Subscription, ...] | None
                 try:
-                    targets = self._find_targets(metadata.get("topic") if metadata else None)
-                except TypeError:  # not hashable, so not a topic: _route says so
+                    targets = self._answers[metadata.get("topic") if metadata else None]
+                except (KeyError, TypeError):  # not hashable: not a topic, and _route says so
                     targets = None
-                if targets is None or self._closed:
+                if targets is None:
                     with self._lock:
                         self._check_open()
                         targets = self._route(event)
@@ -555,6 +560,7 @@ class DispatchingStream(Stream):
         """Take no more events."""
         with self._lock:
             self._closed = True
+            self._answers = {}  # so that every publisher looks closer
 
     async def _wind_down(self) -> None:
         """Wait until all has been handled, and handlers that were unsubscribed have returned."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from ..models import Event, Subscription
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .runner import is_cancellation
+from .tasks import hold, release
 
 __all__ = ["Pump", "hand_over"]
 
@@ -78,6 +79,7 @@ class Pump:
         self._task = asyncio.get_running_loop().create_task(
             self._run(), name="codomyrmex-streaming pump"
         )
+        hold(self._task)
         self._task.add_done_callback(self._ended)
 
     async def _run(self) -> None:
@@ -110,6 +112,7 @@ class Pump:
                 _logger.exception("the source of %r could not be closed", self.subscription)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
+        release(task)
         self._over = True
         self._on_end()
         wake_all(self._waiting_for_end)

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from ..subscribers import SubscriberQueue
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
+from .tasks import hold, release
 
 __all__ = ["SerialRunner", "close_unstarted", "is_async", "is_cancellation"]
 
@@ -175,9 +176,11 @@ class SerialRunner(Generic[T]):
         self._task = self.loop.create_task(
             self._run(self._era), name="codomyrmex-streaming handler", context=self._context
         )
+        hold(self._task)
         self._task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
+        release(task)
         self._task = None
         self._scheduled = False
         # Asyncio lets KeyboardInterrupt and SystemExit out of the loop; nothing else comes here.

@@ -292,10 +292,11 @@ class _Targets:
         self._sharing: tuple[Subscription, ...] | None = None
         self._known: tuple[Subscription, ...] | None = None
 
-    def find(self, _: object) -> tuple[Subscription, ...] | None:
-        """Whom events are for, if that is known."""
-        sharing = self._find_shared(self._topic)
-        return self._known if sharing is self._sharing else None
+    def __getitem__(self, _: object) -> tuple[Subscription, ...]:
+        known = self._known
+        if known is None or self._find_shared(self._topic) is not self._sharing:
+            raise KeyError(self._topic)
+        return known
 
     def update(self, own: tuple[Subscription, ...]) -> tuple[Subscription, ...]:
         """Whom events are for, where these are the topic's own subscribers."""
@@ -327,7 +328,7 @@ class _Branch(InMemoryStream):
         self._owner = root
         self._crowd = root._shared._crowd
         self._targets = _Targets(root._shared, name)
-        self._find_targets = self._targets.find
+        self._answers = self._targets
 
     def is_idle(self, since: float) -> bool:
         """Whether it has no subscribers of its own, and its last event is older than that."""
