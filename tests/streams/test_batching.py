@@ -273,6 +273,84 @@ class TestHandlers:
         await stream.stop()
         assert got == [2, 2, 2]
 
+    async def test_sync_handlers_have_run_when_add_returns_which_never_paused(self) -> None:
+        stream = BatchingStream(batch_size=2)
+        got: list[Any] = []
+        stream.on_batch(lambda batch: got.append([event.data for event in batch]))
+        for number in range(5):
+            with pytest.raises(StopIteration):  # it ran from its beginning to its end
+                stream.add(create_event(number)).send(None)
+        assert got == [[0, 1], [2, 3]]
+        assert stream.statistics().buffered == 1
+
+    async def test_what_a_function_returns_is_awaited_before_the_next_handler(self) -> None:
+        stream = BatchingStream(batch_size=2)
+        got: list[tuple[str, float]] = []
+
+        async def insert(name: str) -> None:
+            await asyncio.sleep(1.0)
+            got.append((name, now()))
+
+        stream.on_batch(lambda _: insert("first"))
+        stream.on_batch(lambda _: got.append(("second", now())))
+        stream.on_batch(lambda _: insert("third"))
+        adding = asyncio.create_task(add_all(stream, range(4)))
+        await asyncio.sleep(0.5)
+        assert (got, stream.statistics().buffered) == ([], 0)
+        await adding
+        assert got == [
+            *(("first", 1.0), ("second", 1.0), ("third", 2.0)),
+            *(("first", 3.0), ("second", 3.0), ("third", 4.0)),
+        ]
+
+    async def test_what_a_function_returned_is_given_up_with_its_batch(self) -> None:
+        stream = BatchingStream(batch_size=2)
+        began: list[str] = []
+
+        async def insert() -> None:
+            began.append("insert")
+
+        stream.on_batch(lambda _: insert())
+        adding = asyncio.create_task(add_all(stream, range(2)))
+        asyncio.get_running_loop().call_soon(adding.cancel)
+        await asyncio.sleep(0)  # the batch is full, and nothing has been awaited yet
+        assert stream.statistics().buffered == 2
+        await stream.as_stream().aclose(drain=False)
+        assert (began, stream.statistics().dropped) == ([], 2)
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+
+    async def test_a_function_in_whose_call_an_event_is_added_gets_that_next(self) -> None:
+        stream = BatchingStream(batch_size=1)
+        got: list[Any] = []
+
+        def handler(batch: list[Event]) -> None:
+            got.append(batch[0].data)
+            if batch[0].data < 3:
+                assert stream.publish_nowait(create_event(batch[0].data + 1))
+                got.append("after")
+
+        stream.on_batch(handler)
+        await stream.add(create_event(0))
+        await stream.stop()
+        assert got == [0, "after", 1, "after", 2, "after", 3]
+
+    async def test_what_interrupts_a_function_is_raised_and_the_next_batch_handled(self) -> None:
+        stream = BatchingStream(batch_size=1)
+        got: list[Any] = []
+
+        def handler(batch: list[Event]) -> None:
+            if not got:
+                got.append("interrupted")
+                raise KeyboardInterrupt
+            got.append(batch[0].data)
+
+        stream.on_batch(handler)
+        with pytest.raises(KeyboardInterrupt):
+            stream.add(create_event(0)).send(None)
+        await stream.add(create_event(1))
+        assert got == ["interrupted", 1]
+
     async def test_one_registered_while_a_batch_is_handled_gets_the_next(self) -> None:
         late = Batches()
 

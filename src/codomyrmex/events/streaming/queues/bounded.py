@@ -291,6 +291,12 @@ class SubscriberQueue(asyncio.Queue[T]):
         if self._taker is not None or self._readers:
             self._wake_reader()
 
+    def put_back(self, item: T) -> None:
+        """Put an item that was taken out, or what is left of it, before all others."""
+        self._queue.appendleft(item)
+        if self._taker is not None or self._readers:
+            self._wake_reader()
+
     def lose(self, count: int) -> None:
         """Record that so many items, due now, will never arrive."""
         self._count_dropped(count)

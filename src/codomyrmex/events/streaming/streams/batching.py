@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -17,7 +17,7 @@ from ..wakeups import running_loop
 from .base import Stream, StreamStatistics
 from .forks import follow_forks
 from .pump import hand_over
-from .runner import SerialRunner, is_cancellation
+from .runner import SerialRunner, Unfinished, is_cancellation
 
 __all__ = ["BatchHandler", "BatchingStream"]
 
@@ -80,8 +80,9 @@ class BatchingStream:
         self._sending = threading.Lock()
         self._runner.leave_loop()
 
-    def _make_runner(self) -> SerialRunner[list[Event]]:
-        return SerialRunner(self._handle, SubscriberQueue(0, "block"), self, self._log_failure)
+    def _make_runner(self) -> "SerialRunner[list[Event] | _Rest]":
+        # What handlers raise is caught and logged where they are called.
+        return SerialRunner(self._handle, SubscriberQueue(0, "block"), self, lambda _: None)
 
     def on_batch(self, handler: BatchHandler) -> None:
         """Call `handler` with every batch from now on, after those registered before it.
@@ -158,8 +159,8 @@ class BatchingStream:
         self._published += 1
         if len(batch) >= self._batch_size:
             if self._handlers:
-                self._send_out(self._batch_size)
-                if not SerialRunner.runs_for(self):
+                self._send_out(self._batch_size, at_once=True)
+                if self._runner.has_work and not SerialRunner.runs_for(self):
                     await self._runner.drain()
             else:
                 self._shut = True
@@ -180,8 +181,11 @@ class BatchingStream:
         if self._shut and self._is_full():
             self._send_out(self._batch_size)
         batch = self._batch
-        behind = self._runner.busy or not self._runner.queue.empty()
-        if len(batch) + 1 >= self._batch_size and behind and not SerialRunner.runs_for(self):
+        if (
+            len(batch) + 1 >= self._batch_size
+            and self._runner.has_work
+            and not SerialRunner.runs_for(self)
+        ):
             self._refused += 1
             return False
         batch.append(event)
@@ -251,16 +255,26 @@ class BatchingStream:
         elif self._due is not None and self._handlers:
             self._send_out(1)  # without a handler the batch waits for one, or until it is full
 
-    def _send_out(self, least: int) -> None:
-        """Give the runner what was collected, while that is at least so much. In any thread."""
+    def _send_out(self, least: int, *, at_once: bool = False) -> None:
+        """Give the runner what was collected, while that is at least so much. In any thread.
+
+        Args:
+            at_once: call the handlers here, if no batch is before this one.
+        """
         collected = self._batch
+        claimed: list[Event] | None = None
         with self._sending:
             while len(collected) >= least:
                 # First of all: whoever adds to the next batch from here on begins its interval.
                 self._due = None
                 batch = collected[: self._batch_size]
                 del collected[: len(batch)]
-                self._runner.feed(batch)
+                if at_once and claimed is None and self._runner.claim():
+                    claimed = batch
+                else:
+                    self._runner.feed(batch)
+        if claimed is not None:
+            self._runner.handle_now(claimed)
         if collected and self._due is None and self._running:
             self._begin_interval()  # it was added by another thread before that
 
@@ -279,25 +293,31 @@ class BatchingStream:
         if not SerialRunner.runs_for(self):
             await self._runner.drain()
 
-    async def _handle(self, batch: list[Event]) -> None:
-        for handler in tuple(self._handlers):
+    def _handle(self, batch: "list[Event] | _Rest") -> "_Rest | None":
+        """Give a batch to the handlers. Returns what has to be awaited for that, if anything."""
+        if isinstance(batch, _Rest):
+            return batch
+        return self._call(batch, iter(tuple(self._handlers)))
+
+    def _call(self, batch: list[Event], handlers: Iterator[BatchHandler]) -> "_Rest | None":
+        """Call one handler after the other, until one returns what has to be awaited."""
+        for handler in handlers:
             try:
                 result = handler(batch.copy())
+            except (Exception, asyncio.CancelledError):
+                self._log_failure(handler, batch)
+            else:
                 if result is not None and inspect.isawaitable(result):
-                    await result
-            except (Exception, asyncio.CancelledError) as error:
-                if is_cancellation(error):
-                    self._dropped += len(batch)
-                    raise
-                self._failed += 1
-                _logger.exception(
-                    "batch handler %r failed on a batch of %d events; other handlers still get it",
-                    handler,
-                    len(batch),
-                )
+                    return _Rest(self, batch, handler, result, handlers)
+        return None
 
-    def _log_failure(self, batch: list[Event]) -> None:
-        """Nothing to do: `_handle` has logged what any handler raised."""
+    def _log_failure(self, handler: BatchHandler, batch: list[Event]) -> None:
+        self._failed += 1
+        _logger.exception(
+            "batch handler %r failed on a batch of %d events; other handlers still get it",
+            handler,
+            len(batch),
+        )
 
     def as_stream(self) -> Stream:
         """This as a `Stream`: handlers get a batch's events one by one, when the batch goes out."""
@@ -325,6 +345,43 @@ class BatchingStream:
         traceback: TracebackType | None,
     ) -> None:
         await self.stop()
+
+
+class _Rest(Unfinished):
+    """What is left to do with a batch: to await what a handler has returned, and call the others.
+
+    It has the batch's length, for it stands in the queue in its place.
+    """
+
+    def __init__(
+        self,
+        stream: BatchingStream,
+        batch: list[Event],
+        handler: BatchHandler,
+        awaitable: Awaitable[Any],
+        handlers: Iterator[BatchHandler],
+    ) -> None:
+        super().__init__(awaitable)
+        self._stream = stream
+        self._batch = batch
+        self._handler = handler
+        self._handlers = handlers
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    async def _finish(self) -> None:
+        stream, batch = self._stream, self._batch
+        rest: _Rest | None = self
+        while rest is not None:
+            try:
+                await rest.awaitable
+            except (Exception, asyncio.CancelledError) as error:
+                if is_cancellation(error):
+                    stream._dropped += len(batch)
+                    raise
+                stream._log_failure(rest._handler, batch)
+            rest = stream._call(batch, self._handlers)
 
 
 class _AsStream(Stream):

@@ -8,7 +8,8 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
@@ -16,7 +17,7 @@ from ..subscribers import SubscriberQueue
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .tasks import hold, release
 
-__all__ = ["SerialRunner", "close_unstarted", "is_async", "is_cancellation"]
+__all__ = ["SerialRunner", "Unfinished", "close_unstarted", "is_async", "is_cancellation"]
 
 T = TypeVar("T")
 
@@ -36,8 +37,27 @@ def is_cancellation(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
+class Unfinished(Awaitable[None]):
+    """What is left to do with an item: to await this, and perhaps more. Itself to be awaited.
+
+    It can stand in a runner's queue in the place of the item.
+    """
+
+    def __init__(self, awaitable: Awaitable[Any]) -> None:
+        self.awaitable = awaitable
+
+    @abstractmethod
+    async def _finish(self) -> None:
+        """Await the awaitable, and do the rest."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._finish().__await__()
+
+
 def close_unstarted(item: object) -> None:
     """Close a coroutine that nobody will await; anything else is left as it is."""
+    if isinstance(item, Unfinished):
+        item = item.awaitable
     if inspect.iscoroutine(item) and inspect.getcoroutinestate(item) == inspect.CORO_CREATED:
         item.close()
 
@@ -133,6 +153,11 @@ class SerialRunner(Generic[T]):
         return self.busy and _current.get() is self
 
     @property
+    def has_work(self) -> bool:
+        """Whether an item is being handled, or waits for it."""
+        return self.busy or not self.queue.empty()
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has been stopped, and its function has returned."""
         return self.stopped and self._task is None
@@ -142,6 +167,46 @@ class SerialRunner(Generic[T]):
         self.queue.feed(item)
         if not self._scheduled or self.loop is None or self.loop.is_closed():
             self.start()
+
+    def claim(self) -> bool:
+        """Keep the task from starting, so that `handle_now` may handle an item.
+
+        False: it is not on its loop that this is called, or other items come first.
+        """
+        loop = self.loop
+        if (
+            self._scheduled
+            or self.stopped
+            or loop is None
+            or loop is not running_loop()
+            or not self.queue.empty()
+        ):
+            return False
+        self._scheduled = True
+        return True
+
+    def handle_now(self, item: T) -> None:
+        """Handle an item, which never stands in the queue, before this returns. After `claim`.
+
+        If the function returns an awaitable, that takes the item's place, at the head of the queue.
+        """
+        self._handled -= 1  # until it has been: see drain
+        self.busy = True
+        awaitable = None
+        try:
+            result = self._context.run(self.function, item)
+            if result is not None and inspect.isawaitable(result):
+                awaitable = result
+        except (Exception, asyncio.CancelledError):
+            self._on_failure(item)
+        finally:
+            if awaitable is None:
+                self._one_is_done()
+            else:
+                self.busy = False
+                self.queue.put_back(cast("T", awaitable))
+            self._scheduled = False
+            self._rest()
 
     def start(self) -> None:
         """See to it that what is in the queue gets handled. From any thread."""
@@ -184,13 +249,16 @@ class SerialRunner(Generic[T]):
         self._task = None
         self._scheduled = False
         # Asyncio lets KeyboardInterrupt and SystemExit out of the loop; nothing else comes here.
-        was_interrupted = task.cancelled() or task.exception() is not None
+        # But an interrupted task belongs to a loop that is about to end: its items wait for the
+        # next one.
+        self._rest(goes_on=not task.cancelled() and task.exception() is None)
+
+    def _rest(self, *, goes_on: bool = True) -> None:
+        """Nothing is being handled now. But an item may have come after the last look."""
         over = self.stopped or self.queue.ended
-        # An item may have come after the last look. But an interrupted task belongs to a loop
-        # that is about to end: its items wait for the next one.
         if not self.stopped and not self.queue.empty():
             over = False
-            if not was_interrupted:
+            if goes_on:
                 self.start()
         if over and self._on_end is not None:
             self._on_end()
@@ -217,10 +285,13 @@ class SerialRunner(Generic[T]):
             finally:
                 # Unless this was left for dead, and is now collected.
                 if era == self._era:  # pragma: no branch - that is on the way out
-                    self.busy = False
-                    self._handled += 1
-                    if self._idle:
-                        wake_all(self._idle)
+                    self._one_is_done()
+
+    def _one_is_done(self) -> None:
+        self.busy = False
+        self._handled += 1
+        if self._idle:
+            wake_all(self._idle)
 
     def _take_with_losses(self) -> T:
         loss = self.queue.due_loss()
