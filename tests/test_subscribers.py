@@ -28,6 +28,7 @@ from codomyrmex.events.streaming import (
     StreamClosed,
     SubscriberQueue,
 )
+from codomyrmex.events.streaming.queues.bounded import hand_over_to_all
 from codomyrmex.events.streaming.subscribers import (
     HEARTBEAT_INTERVAL,
     KeyedQueue,
@@ -1463,16 +1464,47 @@ class TestHandingOver:
         await asyncio.wait([again.task])
         assert queue.received == 0
 
-    async def test_latest_by_key_does_not(self) -> None:
-        queue = KeyedQueue[int](key=lambda number: number % 2)
+    async def test_latest_by_key_gives_the_item_too_and_replaces_what_comes_back(self) -> None:
+        discarded: list[int] = []
+
+        class Queue(KeyedQueue[int]):
+            def _discard(self, item: int) -> None:
+                discarded.append(item)
+
+        queue = Queue(key=lambda number: number % 3)
         reader = Reader(queue)
         await asyncio.sleep(1)
-        assert not queue.hand_over(1)
-        queue.feed(1)
+        assert queue.hand_over(1)
+        await asyncio.sleep(1)
+        assert reader.got == [1]
+        assert queue.hand_over(2)
         queue.feed(3)
-        queue.end()
-        await reader.task
-        assert reader.got == [3]
+        queue.feed(5)  # has the key of the 2, which the reader has not received yet
+        reader.task.cancel()
+        await asyncio.wait([reader.task])
+        assert (queue.snapshot(), discarded, queue.replaced) == ([3, 5], [2], 1)
+        again = Reader(queue)
+        await asyncio.sleep(1)
+        assert queue.hand_over(7)
+        queue.feed(9)
+        again.task.cancel()
+        await asyncio.wait([again.task])
+        assert again.got == [3, 5]
+        assert (queue.snapshot(), queue.replaced) == ([7, 9], 1)
+        assert queue.received - queue.evicted == 1 + 2 + 2
+
+    async def test_all_who_wait_are_given_it_in_one_call_which_says_who_was_not(self) -> None:
+        queues = [SubscriberQueue[int](name=str(number)) for number in range(4)]
+        readers = [Reader(queue) for queue in queues[:3]]
+        await asyncio.sleep(1)
+        readers[1].task.cancel()  # it has not noticed yet
+        assert hand_over_to_all(queues, 7) == [queues[1], queues[3]]
+        await asyncio.sleep(1)
+        assert [reader.got for reader in readers] == [[7], [], [7]]
+        assert [queue.received for queue in queues] == [1, 0, 1, 0]
+        for queue in queues:
+            queue.end()
+        await asyncio.wait([reader.task for reader in readers])
 
     async def test_a_reader_that_is_cancelled_first_leaves_it_to_the_next(self) -> None:
         queue = SubscriberQueue[int](1, "drop_newest")

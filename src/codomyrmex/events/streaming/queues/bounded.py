@@ -14,7 +14,7 @@ from ..wakeups import Waiters, running_loop, wait_until, wake, wake_all
 from .idle import IdleTimer
 from .policies import Overflow, QueueStatistics, check_overflow
 
-__all__ = ["SubscriberQueue"]
+__all__ = ["SubscriberQueue", "hand_over_to_all"]
 
 _logger = logging.getLogger("codomyrmex.events.streaming")
 
@@ -93,6 +93,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         self._losses: list[_Loss] = []
         # Who iterates and waits: it can be handed an item, past the queue. And who waits in `get`.
         self._taker: asyncio.Future[Any] | None = None
+        self._taker_loop: asyncio.AbstractEventLoop | None = None
         self._readers: Waiters = []
         self._writers: Waiters = []
         self._joiners: Waiters = []
@@ -250,19 +251,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         It spares both sides the queue. Not across threads: only in the loop of the one who waits
         is it certain that nobody else ends the wait meanwhile.
         """
-        taker = self._taker
-        if (
-            taker is None
-            or self._queue
-            or item is None  # which means that nothing was handed over
-            or taker.done()
-            or taker.get_loop() is not running_loop()
-        ):
-            return False
-        self._taker = None
-        self._received += 1
-        taker.set_result(item)
-        return True
+        return item is not None and not hand_over_to_all((self,), item)
 
     def feed(self, item: T) -> None:
         """`offer`, for a publisher that has waited for `room` already or must not wait.
@@ -293,7 +282,7 @@ class SubscriberQueue(asyncio.Queue[T]):
 
     def put_back(self, item: T) -> None:
         """Put an item that was taken out, or what is left of it, before all others."""
-        self._queue.appendleft(item)
+        self._bring_back(item)
         if self._taker is not None or self._readers:
             self._wake_reader()
 
@@ -355,6 +344,11 @@ class SubscriberQueue(asyncio.Queue[T]):
     def free(self) -> int:
         """How many items there is room for; may be negative after `force`."""
         return self._limit - len(self._queue)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether one who iterates waits for an item, which may be handed over."""
+        return self._taker is not None
 
     @property
     def crowded(self) -> bool:
@@ -439,18 +433,28 @@ class SubscriberQueue(asyncio.Queue[T]):
                 if losses and (loss := self.due_loss()) is not None:
                     yield cast("T", loss)
                     continue
-                if not items:
-                    if self.ended:
-                        return
+                if items:
+                    try:
+                        item = items.popleft()
+                    except IndexError:  # a publisher in another thread has dropped it
+                        continue
+                    if self._crowded or self._writers:
+                        self._taken()
+                    yield item
+                    continue
+                if self.ended:
+                    return
+                while True:
                     # As wait_until, here and not in a call: this is the way of a lone event.
                     loop = asyncio.get_running_loop()
                     future: asyncio.Future[Any] = loop.create_future()
                     if self._taker is not None and self._waits(self._taker):
                         raise AlreadyConsumed(self.name)
+                    self._taker_loop = loop
                     self._taker = future
                     if items or losses or self.ended:
                         self._take_back(future)
-                        continue
+                        break
                     if timer is not None:
                         timer.future = future
                         timer.since = loop.time()
@@ -461,21 +465,13 @@ class SubscriberQueue(asyncio.Queue[T]):
                     except BaseException:
                         self._take_back(future)
                         raise
-                    if handed is not None:
-                        yield handed
-                        continue
-                    if timer is not None and timer.expired:
-                        timer.expired = False
-                        if not self._has_news() and on_idle is not None:
-                            yield on_idle()
-                    continue
-                try:
-                    item = items.popleft()
-                except IndexError:  # a publisher in another thread has dropped it
-                    continue
-                if self._crowded or self._writers:
-                    self._taken()
-                yield item
+                    if handed is None:
+                        break
+                    yield handed
+                if timer is not None and timer.expired:
+                    timer.expired = False
+                    if not self._has_news() and on_idle is not None:
+                        yield on_idle()
         finally:
             self.reading -= 1
             if timer is not None:
@@ -516,12 +512,16 @@ class SubscriberQueue(asyncio.Queue[T]):
             self._taker = None
         else:
             if future.done() and not future.cancelled() and (handed := future.result()) is not None:
-                self._queue.appendleft(handed)
+                self._bring_back(handed)
             # It was woken, perhaps by another thread and without having noticed: somebody else
             # may read by `get`.
             if self._has_news():
                 self._wake_reader()
         future.cancel()
+
+    def _bring_back(self, item: T) -> None:
+        """An item that was handed over was not received: it is before all others."""
+        self._queue.appendleft(item)
 
     @staticmethod
     def _waits(taker: "asyncio.Future[Any]") -> bool:
@@ -627,3 +627,28 @@ class SubscriberQueue(asyncio.Queue[T]):
 
     def _has_news(self) -> bool:
         return bool(self._queue or self.ended or self._losses)
+
+
+def hand_over_to_all(queues: Iterable[SubscriberQueue[T]], item: T) -> list[SubscriberQueue[T]]:
+    """Give an item, which is not None, to each who waits for it, past these queues.
+
+    As `SubscriberQueue.hand_over`, in one call for all: it is the way of every lone event.
+
+    Returns:
+        The queues that did not get it.
+    """
+    loop = running_loop()
+    others: list[SubscriberQueue[T]] = []
+    for queue in queues:
+        taker = queue._taker
+        if taker is None or queue._taker_loop is not loop or queue._queue:
+            others.append(queue)
+            continue
+        queue._taker = None
+        try:
+            taker.set_result(item)
+        except asyncio.InvalidStateError:  # its task was cancelled and has not noticed yet
+            others.append(queue)
+        else:
+            queue._received += 1
+    return others

@@ -66,10 +66,6 @@ class KeyedQueue(SubscriberQueue[T]):
         """Take an item in, in place of the one with the same key if there is one."""
         return not self.ended and self._enter(item, "drop the oldest")
 
-    def hand_over(self, item: T) -> bool:
-        """False: an item that was handed over and comes back might find its key taken."""
-        return False
-
     def feed(self, item: T) -> None:
         """`offer`: this policy never makes anybody wait."""
         self.offer(item)
@@ -105,6 +101,13 @@ class KeyedQueue(SubscriberQueue[T]):
         if self._taker is not None or self._readers:
             self._wake_reader()
         return True
+
+    def _bring_back(self, item: T) -> None:
+        """An item that was handed over was not received; a newer one may have come meanwhile."""
+        if not self._queue.add_first(self._key(item), item):
+            self.replaced += 1
+            self._evicted += 1
+            self._discard(item)
 
     def _key(self, item: T) -> Hashable:
         try:
@@ -144,6 +147,14 @@ class _Line(Generic[T]):
     def add(self, key: Hashable, item: T) -> None:
         with self.lock:
             self._by_key[key] = item
+
+    def add_first(self, key: Hashable, item: T) -> bool:
+        """Put an item before all others. False: there is one with its key."""
+        with self.lock:
+            if key in self._by_key:
+                return False
+            self._by_key = {key: item, **self._by_key}
+            return True
 
     def popleft(self) -> T:
         with self.lock:

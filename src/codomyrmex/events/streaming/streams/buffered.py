@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from weakref import WeakValueDictionary
 from ..errors import AlreadyConsumed, PublishTimeout, StreamClosed, UnknownSubscription
 from ..ids import uuid7
 from ..models import Event, EventType, Filter, Handler, Subscription
+from ..queues.bounded import hand_over_to_all
 from ..subscribers import HEARTBEAT_INTERVAL, SubscriberQueue, make_queue, prime
 from ..topics import TopicFilter, matches
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
@@ -94,9 +96,7 @@ class AsyncStream:
         if enable_backpressure and buffer_size < 1:
             raise ValueError(f"buffer_size is a number of events, 1 or more, not {buffer_size}")
         self.heartbeat_interval = heartbeat_interval
-        self._buffer: SubscriberQueue[Event] = SubscriberQueue(
-            buffer_size if enable_backpressure else 0, "block"
-        )
+        self._open_buffer(buffer_size if enable_backpressure else 0)
         self._subscribers: dict[str, SubscriberQueue[Event]] = {}
         # Weak, so that a reader whose loop was left by a break is gone at once, and not only when
         # its generator has been closed.
@@ -118,11 +118,17 @@ class AsyncStream:
         # The queues that will call the dispatcher when they have room.
         self._awaited: set[SubscriberQueue[Event]] = set()
         self._waiting_for_end: Waiters = []
-        self._published_before = 0
+        self._moved = 0  # events, out of the buffer
         self._refused = 0
         self._failed = 0
         self._dropped_before = 0
         follow_forks(self)
+
+    def _open_buffer(self, maxsize: int) -> None:
+        """Take events in. What is in the buffer, and how much may be, is where publish sees it."""
+        self._buffer: SubscriberQueue[Event] = SubscriberQueue(maxsize, "block")
+        self._items: deque[Event] = self._buffer._queue
+        self._room = maxsize if maxsize > 0 else sys.maxsize
 
     def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
         self._loop = None
@@ -139,8 +145,8 @@ class AsyncStream:
             return
         await self._until_ended()
         if self._stopped:
-            self._published_before += self._buffer.received
-            self._buffer = SubscriberQueue(self._buffer.maxsize, "block")
+            self._moved += len(self._items)
+            self._open_buffer(self._buffer.maxsize)
         self._move_to(asyncio.get_running_loop())
         self._running = True
         self._stopped = False
@@ -164,6 +170,7 @@ class AsyncStream:
         self._running = False
         self._patient = True
         self._buffer.end()
+        self._room = 0
         while self._line:
             self._line.popleft().end(False)
         if self._loop is None or not self._loop.is_running():
@@ -193,11 +200,49 @@ class AsyncStream:
         Returns:
             Whether it was taken. False: there was no room in time, or the stream is stopped.
         """
-        if self._buffer.offer(event):
-            if self._running and not self._scheduled:
-                self._dispatch_first()
+        if self._scheduled and len(self._items) < self._room:  # a burst: the dispatcher comes
+            self._items.append(event)
+            if not self._scheduled:  # it has come already, in another thread
+                self._schedule()
             return True
-        return await self._publish_when_room(event)
+        return self._take_in(event) or await self._publish_when_room(event)
+
+    def _take_in(self, event: Event) -> bool:
+        """Take an event. False: there is no room."""
+        if not self._scheduled and self._hand_out(event):
+            return True
+        if len(self._items) >= self._room:
+            return False
+        self._items.append(event)
+        if self._running and not self._scheduled:
+            self._schedule()
+        return True
+
+    def _hand_out(self, event: Event) -> bool:
+        """Give a lone event to the consumers at once. False: it has to go through the buffer.
+
+        What tells that it is a lone one is that the first consumer waits for it. After the first
+        event of a burst it does not, and the others go out together.
+        """
+        if (
+            not self._running
+            or self._items
+            or self._late
+            or self._blocking
+            or self._loop is not running_loop()
+        ):
+            return False
+        # A copy, since a subscription may be cancelled in another thread.
+        queues = tuple(self._subscribers.values())
+        if not queues or not queues[0].awaited:
+            return False
+        self._moved += 1
+        for queue in hand_over_to_all(queues, event):
+            if not queue.fill([event]):
+                self._late[queue] = [event]
+        if self._late:
+            self._retry_soon()
+        return True
 
     async def _publish_when_room(self, event: Event) -> bool:
         """Stand in line, so that nobody who comes later is served before."""
@@ -249,11 +294,9 @@ class AsyncStream:
         Returns:
             Whether it was taken.
         """
-        if not self._buffer.offer(event):
+        if not self._take_in(event):
             self._refused += 1
             return False
-        if self._running and not self._scheduled:
-            self._schedule()
         return True
 
     async def subscribe(
@@ -371,16 +414,6 @@ class AsyncStream:
             self._scheduled = True
         running.call_soon(self._dispatch)
 
-    def _dispatch_first(self) -> None:
-        """Dispatch the first event of a turn of the loop at once, and the others together."""
-        loop = self._loop
-        if loop is None or loop is not running_loop():
-            self._schedule()
-            return
-        self._scheduled = True
-        self._move()
-        loop.call_soon(self._dispatch)
-
     def _dispatch(self) -> None:
         """Move what is in the buffer to the queues, as the loop was asked to."""
         self._scheduled = False
@@ -393,12 +426,14 @@ class AsyncStream:
         if not self._patient:
             self._lose_what_blocks()
         buffer = self._buffer
-        count = buffer.qsize()
+        count = len(self._items)
         narrow = None
         for queue in tuple(self._blocking.values()):
             if queue.free < count and not queue.ended:
                 count, narrow = max(queue.free, 0), queue
-        events = buffer.take(count)
+        pop = self._items.popleft
+        events = [pop() for _ in range(count)]  # here alone they are taken out
+        self._moved += count
         if self._line:
             self._let_in()
         if events:
@@ -471,6 +506,7 @@ class AsyncStream:
             return
         self._lose_what_blocks()
         rest = self._buffer.take_all()
+        self._moved += len(rest)
         for queue in tuple(self._subscribers.values()):
             for event in self._late.pop(queue, []) + rest:
                 queue.offer(event)
@@ -516,7 +552,7 @@ class AsyncStream:
         """Counts since the stream was made, as of now."""
         queues = {key: queue.statistics() for key, queue in tuple(self._subscribers.items())}
         return StreamStatistics(
-            published=self._published_before + self._buffer.received,
+            published=self._moved + len(self._items),
             refused=self._refused,
             dropped=self._dropped_before + sum(queue.dropped for queue in queues.values()),
             failed=self._failed,
