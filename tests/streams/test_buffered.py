@@ -378,6 +378,23 @@ class TestFullBuffer:
         assert stream.statistics().refused == 1
         assert stream.statistics().published == 2
 
+    async def test_publish_arms_no_timer_and_gives_up_no_turn_while_there_is_room(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_timer(*_: Any, **options: Any) -> None:
+            raise AssertionError("a timer, although there is nothing to wait for")
+
+        async with AsyncStream() as stream:
+            reader = reading(stream, await stream.subscribe())
+            await settle()
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncio.get_running_loop(), "call_at", no_timer)
+                for number in range(500):
+                    with pytest.raises(StopIteration) as done:
+                        stream.publish(create_event(number)).send(None)
+                    assert done.value.value is True
+        assert data_of(await reader) == list(range(500))
+
     async def test_publish_goes_on_as_soon_as_there_is_room(self) -> None:
         stream = AsyncStream(buffer_size=1)
         subscription = await stream.subscribe()
