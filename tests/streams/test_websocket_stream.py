@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any
 
 import pytest
+import websockets
+from starlette.websockets import WebSocketDisconnect
 
 from codomyrmex.events.streaming import (
     EncodeError,
@@ -168,11 +170,25 @@ class TestDeadClients:
         assert received(alive) == [1, 2]
         assert dead.closed == (TOO_SLOW, "too slow, or gone")
 
-    async def test_send_to_one_whose_socket_fails_is_false_and_removes_it(self) -> None:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ConnectionResetError(),
+            websockets.ConnectionClosedError(None, None),
+            websockets.ConnectionClosedOK(None, None),
+            WebSocketDisconnect(1001),
+            KeyError("whatever a socket raises"),
+            asyncio.CancelledError(),
+        ],
+        ids=repr,
+    )
+    async def test_send_to_one_whose_socket_fails_is_false_and_removes_it(
+        self, error: BaseException
+    ) -> None:
         socket = FaultySocket()
         async with WebSocketStream() as stream:
             await stream.connect(socket, "a")
-            socket.fail(ConnectionResetError())
+            socket.fail(error)
             sending = [
                 asyncio.create_task(stream.send_to("a", create_event(number)))
                 for number in range(3)
