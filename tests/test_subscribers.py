@@ -1498,7 +1498,8 @@ class TestHandingOver:
         readers = [Reader(queue) for queue in queues[:3]]
         await asyncio.sleep(1)
         readers[1].task.cancel()  # it has not noticed yet
-        assert hand_over_to_all(queues, 7) == [queues[1], queues[3]]
+        loop = asyncio.get_running_loop()
+        assert hand_over_to_all(queues, 7, loop) == [queues[1], queues[3]]
         await asyncio.sleep(1)
         assert [reader.got for reader in readers] == [[7], [], [7]]
         assert [queue.received for queue in queues] == [1, 0, 1, 0]
@@ -1518,6 +1519,39 @@ class TestHandingOver:
         assert queue.snapshot() == [1, 2]
         assert queue.received == 2
         assert await read(queue) == [1, 2]
+
+    @pytest.mark.parametrize("is_closed", [False, True])
+    @pytest.mark.parametrize("idle", [None, 30.0])
+    def test_a_reader_may_read_on_in_another_loop(
+        self, is_closed: bool, idle: float | None
+    ) -> None:
+        queue = SubscriberQueue[Any]()
+        items = prime(queue.iterate(idle=idle, on_idle=lambda: "idle"))
+        loops = [VirtualTimeLoop() for _ in range(4)]
+        handed: list[bool] = []
+
+        async def read_one(item: int) -> Any:
+            loop = asyncio.get_running_loop()
+            loop.call_later(1, lambda: handed.append(queue.hand_over(item)))
+            return await anext(items)
+
+        for number, loop in enumerate(loops):
+            assert loop.run_until_complete(read_one(number)) == number
+            if is_closed:
+                loop.close()
+        assert handed == [True] * 4
+        run(items.aclose())
+        for loop in loops:
+            loop.close()
+
+    async def test_what_is_thrown_in_while_it_waits_comes_out(self) -> None:
+        queue = SubscriberQueue[Any]()
+        items = prime(queue.iterate())
+        waiting = items.__anext__().__await__()
+        waiting.send(None)
+        with pytest.raises(RuntimeError, match="mine"):
+            waiting.throw(RuntimeError("mine"))
+        assert queue.reading == 0
 
     async def test_it_leaves_it_to_one_who_gets_too(self) -> None:
         queue = SubscriberQueue[int]()

@@ -72,32 +72,33 @@ class SubscriberQueue(asyncio.Queue[T]):
         crowd: "set[SubscriberQueue[T]] | None" = None,
     ) -> None:
         # Not asyncio.Queue's own: of its state only the bound is used here, and a subscriber is
-        # held in as little memory as can be, for there may be very many.
-        self._maxsize = maxsize
-        self._unfinished_tasks = 0
-        self._getters = self._putters = _NOBODY
+        # held in as little memory as can be, for there may be very many. What every event touches
+        # comes first, and so stands together in memory.
         self._init(maxsize)
+        # Who iterates and waits: it can be handed an item, past the queue. And in which loop.
+        self._taker: asyncio.Future[Any] | None = None
+        self._taker_loop: asyncio.AbstractEventLoop | None = None
+        self._received = 0
+        self.ended = False
+        self._losses: list[_Loss] = []
+        self._crowded = False
+        self._writers: Waiters = []
+        self._readers: Waiters = []  # who waits in `get`
+        self._limit = maxsize if maxsize > 0 else sys.maxsize
+        self._low = self._limit // 2
+        self._crowd: set[SubscriberQueue[T]] = set() if crowd is None else crowd
         self.name = name
         self.overflow = check_overflow(overflow, self._policies)
         self.dropped = 0
         self.replaced = 0
-        self.ended = False
         self.reading = 0
-        self._limit = maxsize if maxsize > 0 else sys.maxsize
-        self._low = self._limit // 2
-        self._crowd: set[SubscriberQueue[T]] = set() if crowd is None else crowd
-        self._crowded = False
-        self._received = 0
         self._evicted = 0
         self._done = 0
-        self._losses: list[_Loss] = []
-        # Who iterates and waits: it can be handed an item, past the queue. And who waits in `get`.
-        self._taker: asyncio.Future[Any] | None = None
-        self._taker_loop: asyncio.AbstractEventLoop | None = None
-        self._readers: Waiters = []
-        self._writers: Waiters = []
         self._joiners: Waiters = []
         self._waiting_for_room: Waiters = []
+        self._maxsize = maxsize
+        self._unfinished_tasks = 0
+        self._getters = self._putters = _NOBODY
 
     def _init(self, maxsize: int) -> None:
         del maxsize
@@ -251,7 +252,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         It spares both sides the queue. Not across threads: only in the loop of the one who waits
         is it certain that nobody else ends the wait meanwhile.
         """
-        return item is not None and not hand_over_to_all((self,), item)
+        return item is not None and not hand_over_to_all((self,), item, running_loop())
 
     def feed(self, item: T) -> None:
         """`offer`, for a publisher that has waited for `room` already or must not wait.
@@ -424,6 +425,7 @@ class SubscriberQueue(asyncio.Queue[T]):
         items = self._queue
         losses = self._losses
         timer = IdleTimer(idle) if idle is not None and on_idle is not None else None
+        loop: asyncio.AbstractEventLoop | None = None
         self.reading += 1
         try:
             yield cast("T", None)
@@ -445,8 +447,10 @@ class SubscriberQueue(asyncio.Queue[T]):
                 if self.ended:
                     return
                 while True:
-                    # As wait_until, here and not in a call: this is the way of a lone event.
-                    loop = asyncio.get_running_loop()
+                    # As wait_until, here and not in a call: this is the way of a lone event. And
+                    # the loop is looked up once: CPython 3.11 makes a system call to find it.
+                    if loop is None:
+                        loop = asyncio.get_running_loop()
                     future: asyncio.Future[Any] = loop.create_future()
                     if self._taker is not None and self._waits(self._taker):
                         raise AlreadyConsumed(self.name)
@@ -455,16 +459,20 @@ class SubscriberQueue(asyncio.Queue[T]):
                     if items or losses or self.ended:
                         self._take_back(future)
                         break
-                    if timer is not None:
-                        timer.future = future
-                        timer.since = loop.time()
-                        if timer.armed_on is not loop:
-                            timer.arm(loop)
                     try:
+                        if timer is not None:
+                            timer.future = future
+                            timer.since = loop.time()
+                            if timer.armed_on is not loop:
+                                timer.arm(loop)
                         handed = await future
-                    except BaseException:
+                    except BaseException as error:
                         self._take_back(future)
-                        raise
+                        # Is it read on in another loop? Asyncio refuses to wait for the future.
+                        if not isinstance(error, RuntimeError) or running_loop() is loop:
+                            raise
+                        loop = None
+                        break
                     if handed is None:
                         break
                     yield handed
@@ -629,15 +637,17 @@ class SubscriberQueue(asyncio.Queue[T]):
         return bool(self._queue or self.ended or self._losses)
 
 
-def hand_over_to_all(queues: Iterable[SubscriberQueue[T]], item: T) -> list[SubscriberQueue[T]]:
-    """Give an item, which is not None, to each who waits for it, past these queues.
+def hand_over_to_all(
+    queues: Iterable[SubscriberQueue[T]], item: T, loop: asyncio.AbstractEventLoop | None
+) -> list[SubscriberQueue[T]]:
+    """Give an item, which is not None, to each who waits for it in this loop, past these queues.
 
-    As `SubscriberQueue.hand_over`, in one call for all: it is the way of every lone event.
+    As `SubscriberQueue.hand_over`, in one call for all: it is the way of every lone event. The loop
+    is the one that runs.
 
     Returns:
         The queues that did not get it.
     """
-    loop = running_loop()
     others: list[SubscriberQueue[T]] = []
     for queue in queues:
         taker = queue._taker

@@ -237,7 +237,7 @@ class AsyncStream:
         if not queues or not queues[0].awaited:
             return False
         self._moved += 1
-        for queue in hand_over_to_all(queues, event):
+        for queue in hand_over_to_all(queues, event, self._loop):
             if not queue.fill([event]):
                 self._late[queue] = [event]
         if self._late:
