@@ -190,12 +190,46 @@ def test_frameworks_that_cut_off_the_mount_point() -> None:
     assert ask(Hub(), path="/lively", root_path="/live")[0] == 404
 
 
-def ask(hub: Hub, **scope: Any) -> tuple[int, dict[bytes, bytes], bytes]:
+@pytest.mark.parametrize(
+    ("path", "raw_path", "status"),
+    [
+        ("/healthz/", b"/live/healthz", 200),
+        ("/page/page.js/", b"/live/page/page.js", 200),
+        ("/healthz/", b"/live/healthz/", 404),
+        ("/healthz/", b"/live/healthz/?probe=/a", 404),
+        ("/healthz/", None, 404),
+        ("/", b"/live/", 200),
+    ],
+)
+def test_a_framework_that_puts_a_slash_behind_every_path(
+    path: str, raw_path: bytes | None, status: int
+) -> None:
+    # Litestar does, and says nothing about where the hub is mounted.
+    assert ask(Hub(), path=path, raw_path=raw_path)[0] == status
+
+
+def test_the_slash_at_the_end_of_a_topic_is_its_own() -> None:
+    for raw_path, topic in ((b"/a", "a"), (b"/a/", "a/"), (b"/a%2F", "a/"), (b"/a%2f", "a/")):
+        raw_path = b"/live/events" + raw_path
+        _, _, body = ask(Hub(), method="POST", path="/events/a/", raw_path=raw_path, body=b"1")
+        assert json.loads(body)["topic"] == topic
+
+
+@pytest.mark.parametrize(
+    ("raw_path", "location"), [(b"/live", "/live/"), (b"//evil.example", "/evil.example/")]
+)
+def test_what_was_asked_for_tells_the_mount_point(raw_path: bytes, location: str) -> None:
+    status, headers, _ = ask(Hub(), path="/", raw_path=raw_path)
+    assert status == 308
+    assert headers[b"location"].decode() == location
+
+
+def ask(hub: Hub, body: bytes = b"", **scope: Any) -> tuple[int, dict[bytes, bytes], bytes]:
     """Ask without a server: status, headers and body of the answer."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request"}
+        return {"type": "http.request", "body": body}
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -209,8 +243,8 @@ def ask(hub: Hub, **scope: Any) -> tuple[int, dict[bytes, bytes], bytes]:
         **scope,
     }
     asyncio.run(hub(asked, receive, send))
-    start, body = sent
-    return start["status"], dict(start["headers"]), body["body"]
+    start, rest = sent
+    return start["status"], dict(start["headers"]), rest["body"]
 
 
 def test_other_scopes_are_not_its_own() -> None:

@@ -11,7 +11,7 @@ def request(
     origin: str | None = None,
     *,
     scheme: str = "http",
-    server: tuple[str, int | None] | None = ("127.0.0.1", 8000),
+    server: tuple[str, int | str | None] | None = ("127.0.0.1", 8000),
 ) -> Request:
     async def nothing(*_: Any) -> Any:
         raise AssertionError
@@ -110,6 +110,12 @@ def test_without_a_port_the_scheme_tells_it() -> None:
 @pytest.mark.parametrize("server", [None, ("/run/hub.sock", None)])
 def test_where_there_is_no_port_any_is_right(server: tuple[str, None] | None) -> None:
     assert Hosts().check(request("localhost:1234", server=server)) is None
+
+
+def test_a_server_that_gives_its_port_as_text() -> None:
+    server = ("127.0.0.1", "8000")  # granian
+    assert Hosts().check(request("localhost:8000", server=server)) is None
+    assert refusal(Hosts(), request("localhost:8001", server=server)).status == 403
 
 
 def test_hosts_can_be_allowed() -> None:

@@ -209,11 +209,13 @@ class Hub:
     async def _page(self, request: Request) -> None:
         name = self._page_file(request.path)
         assert name is not None
-        root: str = request.scope.get("root_path", "").rstrip("/")
+        root = quote(request.scope.get("root_path", "").rstrip("/")).encode()
+        # Not every framework tells where the hub is mounted; what the client asked for does.
+        root = root or (request.scope.get("raw_path") or b"").rstrip(b"/")
         if not request.path and root:
-            await request.answer(
-                HTTPStatus.PERMANENT_REDIRECT, [(b"location", quote(root).encode() + b"/")]
-            )
+            # Not "//…", which names another host.
+            location = b"/" + root.lstrip(b"/") + b"/"
+            await request.answer(HTTPStatus.PERMANENT_REDIRECT, [(b"location", location)])
             return
         asset = self._assets[name]
         if asset.is_current(request):

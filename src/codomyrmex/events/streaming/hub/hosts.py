@@ -119,7 +119,8 @@ class Hosts:
         if not _is_loopback(name):
             return False
         server = request.scope.get("server")
-        return server is None or server[1] is None or server[1] == port
+        # A number by the ASGI specification; granian gives its digits.
+        return server is None or server[1] is None or str(server[1]) == str(port)
 
 
 def _split_host(host: str) -> tuple[str, int | None] | None:

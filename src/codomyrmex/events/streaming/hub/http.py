@@ -53,6 +53,11 @@ class Refusal(Exception):
         self.headers = tuple(headers)
 
 
+def _ends_with_slash(raw_path: bytes) -> bool:
+    # Without the query, which the specification leaves out and some servers do not.
+    return raw_path.partition(b"?")[0].endswith((b"/", b"%2F", b"%2f"))
+
+
 class Request:
     """One HTTP request or WebSocket handshake, and the answer to it.
 
@@ -79,6 +84,8 @@ class Request:
         root: str = scope.get("root_path", "").rstrip("/")
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :]
+        if path.endswith("/") and not _ends_with_slash(scope.get("raw_path") or b"/"):
+            path = path[:-1]  # Litestar puts one behind every path below a mount
         self.path = path
         self._query: dict[str, list[str]] | None = None
 
