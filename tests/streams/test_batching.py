@@ -514,6 +514,16 @@ class TestLifeCycle:
         assert got.times == [1.0]
         await stream.stop()
 
+    async def test_started_twice_it_leaves_no_timer_when_it_is_stopped(self) -> None:
+        stream = BatchingStream(flush_interval=1.0)
+        got = Batches(stream)
+        await stream.start()
+        await stream.add(create_event(0))
+        await stream.start()
+        await stream.stop()
+        assert got.batches == [[0]]
+        assert now() == 0.0  # and a timer that is left would fail this test
+
     async def test_it_can_be_started_again(self) -> None:
         stream = BatchingStream(flush_interval=1.0)
         got = Batches(stream)
