@@ -1,6 +1,9 @@
 """What a client that does not read, or does not end, may cost."""
 
 import logging
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from socket import socket
@@ -79,6 +82,41 @@ def test_no_client_holds_up_the_end(
         read_to_the_end(other)
     assert stream.statistics().subscribers == 0
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+MOUNTED = """
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from codomyrmex.events.streaming import Hub
+from codomyrmex.events.streaming.server import HubServer
+
+hub = Hub()
+app = Starlette(routes=[Mount("/live", hub)])
+
+async def start():
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+
+server = HubServer(uvicorn.Config(app, port=0, log_level="warning"), hub, start=start)
+server.run()
+"""
+
+
+def test_ctrl_c_ends_an_application_that_a_hub_is_mounted_in() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", MOUNTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        with httpx.stream("GET", f"{url}/live/events?topic=*", timeout=PATIENCE) as reader:
+            lines = reader.iter_lines()
+            assert next(lines) == "event: stream.connect"
+            begin = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert "event: stream.disconnect" in lines
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert time.monotonic() - begin < 2
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -3,6 +3,8 @@
 - Open streams are told to end before uvicorn waits for them, so that a stop takes less than two
   seconds whatever is connected.
 - The application is given a way to cut a connection whose client does not read.
+- A request's head has a bound in size and time.
+- A WebSocket handshake that is refused with a reason is no error.
 - No new connection is taken while the old ones end: an `EventSource` that is refused with a
   status gives up, one that cannot connect comes back.
 """
@@ -10,13 +12,16 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..hub import Hub
 from ..hub.connection import ABORT_EXTENSION
 from ..hub.http import Receive, Scope, Send
+from .bounded_head import BoundedHeadProtocol
 
 __all__ = ["HubServer"]
 
@@ -30,7 +35,9 @@ async def _nothing() -> None:
 
 
 class HubServer(uvicorn.Server):
-    """Runs a hub.
+    """Runs a hub, or an application that one is mounted in.
+
+    >>> HubServer(uvicorn.Config(app, port=8000), hub).run()
 
     Args:
         config: of uvicorn; its `app` contains the hub, or is it.
@@ -50,12 +57,19 @@ class HubServer(uvicorn.Server):
         if not config.loaded:
             config.load()
         config.loaded_app = _WithAbort(config.loaded_app)
+        if config.http_protocol_class is HttpToolsProtocol:
+            config.http_protocol_class = BoundedHeadProtocol
         # Reached only if cutting the connections does not end their requests.
         config.timeout_graceful_shutdown = 2
         super().__init__(config)
         self._hub = hub
         self._start = start
         self._stop = stop
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until SIGINT (Ctrl-C) or SIGTERM."""
+        with suppress(KeyboardInterrupt):  # raised again by uvicorn once everything has ended
+            super().run(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections."""
@@ -85,9 +99,13 @@ class _WithAbort:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # uvicorn's `send` is a method of the object that holds the connection's transport.
-        transport = getattr(getattr(send, "__self__", None), "transport", None)
-        abort = getattr(transport, "abort", None)
+        connection = getattr(send, "__self__", None)
+        abort = getattr(getattr(connection, "transport", None), "abort", None)
         if abort is not None:
             extensions = scope.get("extensions") or {}
             scope["extensions"] = {**extensions, ABORT_EXTENSION: {"abort": abort}}
         await self._app(scope, receive, send)
+        if scope["type"] == "websocket" and getattr(connection, "initial_response", None):
+            # uvicorn takes an answer other than a handshake for a handshake that was forgotten,
+            # and logs an error.
+            connection.handshake_complete = True  # type: ignore[union-attr]
