@@ -132,6 +132,24 @@ async def test_what_a_machine_does_not_have_is_left_out(
 
 
 @pytest.mark.real_time
+@pytest.mark.usefixtures("machine")
+async def test_what_cannot_be_read_for_a_while_comes_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    readings = iter([True, False, False, True, True, False, True, True])
+
+    def unsteady() -> Any:
+        if not next(readings, True):
+            raise OSError("too many open files")
+        return SimpleNamespace(bytes_recv=0, bytes_sent=0)
+
+    monkeypatch.setattr(psutil, "net_io_counters", unsteady)
+    measured = await measure(8)
+    assert len(measured["host.network"]) >= 4
+    assert caplog.text.count("the network of this machine cannot be read") == 2
+
+
+@pytest.mark.real_time
 async def test_a_slow_reading_does_not_block_the_loop_and_the_beat_is_kept(
     machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,10 +75,15 @@ _READERS: Final[dict[str, Callable[[], Counters | None]]] = {
 
 
 class _Reader:
-    """Reads all counters. One that fails, on this machine, is told about once and left out."""
+    """Reads all counters.
+
+    One that this machine does not have is not asked for again. One that fails is, since a machine
+    in trouble (out of descriptors, say) recovers; it is told about once until then.
+    """
 
     def __init__(self) -> None:
         self._readers = dict(_READERS)
+        self._failing: set[str] = set()
 
     def __call__(self) -> list[Event]:
         events = []
@@ -86,8 +91,11 @@ class _Reader:
             try:
                 counters = read()
             except Exception:
-                logger.warning("the %s of this machine cannot be read", name, exc_info=True)
-                counters = None
+                if name not in self._failing:
+                    logger.warning("the %s of this machine cannot be read", name, exc_info=True)
+                self._failing.add(name)
+                continue
+            self._failing.discard(name)
             if counters is None:
                 del self._readers[name]
                 continue
