@@ -258,6 +258,30 @@ class TestHandlers:
             await asyncio.wait_for(add_all(stream, range(2)), 60.0)
         assert got == [[0, 1], [4, 8], [5, 9]]
 
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    async def test_a_handler_that_adds_for_ever_does_not_block_its_loop(
+        self, asynchronous: bool
+    ) -> None:
+        count, going_on = 0, True
+
+        def again(batch: list[Event]) -> None:
+            nonlocal count
+            count += 1
+            if going_on and count < 10_000:
+                assert stream.publish_nowait(create_event(count))
+
+        async def again_async(batch: list[Event]) -> None:
+            again(batch)
+
+        async with BatchingStream(batch_size=1) as stream:
+            stream.on_batch(again_async if asynchronous else again)
+            assert stream.publish_nowait(create_event(0))
+            for turn in range(1, 6):
+                await asyncio.sleep(0)
+                assert count <= turn * 64
+            going_on = False
+        assert stream.statistics().published == count > 64
+
     async def test_a_handler_may_publish_without_waiting_and_stop_its_stream(self) -> None:
         got: list[int] = []
 

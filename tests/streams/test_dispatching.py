@@ -443,6 +443,24 @@ class TestHandingOn:
         await stream.drain()
         assert stream.statistics().published == count
 
+    async def test_an_async_handler_that_republishes_for_ever_does_not_either(self) -> None:
+        stream, count, going_on = InMemoryStream(), 0, True
+
+        async def again(event: Event) -> None:
+            nonlocal count
+            count += 1
+            if going_on and count < 10_000:
+                await stream.publish(event)
+
+        await stream.subscribe(again)
+        await stream.publish(create_event(0))
+        for turn in range(1, 6):
+            await asyncio.sleep(0)
+            assert count <= turn * 64
+        going_on = False
+        await stream.drain()
+        assert stream.statistics().published == count > 64
+
     @pytest.mark.real_time
     async def test_a_thread_without_a_loop_is_relieved_by_the_loop_of_an_async_handler(
         self,

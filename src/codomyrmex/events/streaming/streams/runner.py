@@ -21,6 +21,9 @@ __all__ = ["SerialRunner", "Unfinished", "close_unstarted", "is_async", "is_canc
 
 T = TypeVar("T")
 
+_TURN = 64
+"""Items after which everybody else on the event loop gets a turn."""
+
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling this gives a coroutine, as far as can be told without calling it."""
@@ -266,6 +269,7 @@ class SerialRunner(Generic[T]):
 
     async def _run(self, era: int) -> None:
         take = self._take
+        count = 0
         while not self.stopped:
             try:
                 item = take()
@@ -286,6 +290,9 @@ class SerialRunner(Generic[T]):
                 # Unless this was left for dead, and is now collected.
                 if era == self._era:  # pragma: no branch - that is on the way out
                     self._one_is_done()
+            count += 1
+            if count % _TURN == 0:  # the function may never wait, and bring about new items
+                await asyncio.sleep(0)
 
     def _one_is_done(self) -> None:
         self.busy = False
