@@ -54,6 +54,14 @@ def test_a_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str])
     assert "usage: codomyrmex-streaming" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["http", "-1", "65536", "1" * 5000, "8 0", "\u0663x", ""])
+def test_a_wrong_port_is_told_as_such(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", f"--port={port}"])
+    told = f"argument --port: a port is a number from 0 to 65535, not {port!r}\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
 @pytest.mark.parametrize("missing", ["uvicorn", "psutil", "websockets", "httptools"])
 def test_a_missing_extra_is_named(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -79,6 +87,7 @@ def test_a_missing_extra_is_named(
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0: "),
         (["--host", "2001:db8::1"], "cannot listen on [2001:db8::1]:0: "),
         (["--host", "no-such-name.invalid"], "cannot listen on no-such-name.invalid:0: "),
+        (["--host", "a" * 64], f"cannot listen on {'a' * 64}:0: not a host name"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(

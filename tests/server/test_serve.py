@@ -153,7 +153,7 @@ def test_localhost_is_served_on_every_address_it_has() -> None:
 
 def test_on_every_address_it_warns_and_serves_by_address() -> None:
     with ServeProcess("--no-metrics", "--host", "0.0.0.0") as served:
-        assert "CAUTION" in served.greeting
+        assert "CAUTION: whoever can reach this machine over the network" in served.greeting
         assert f"http://127.0.0.1:{served.port}/" in served.greeting
         local = f"http://127.0.0.1:{served.port}/"
         assert httpx.get(local).status_code == 200

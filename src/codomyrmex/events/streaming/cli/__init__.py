@@ -150,8 +150,9 @@ def _greeting(arguments: argparse.Namespace, urls: list[str]) -> list[str]:
 def _who_may(host: str) -> str:
     if _is_loopback(host):
         return "Whoever can run a program on this machine can read and publish everything."
+    where = "this machine" if _is_every_address(host) else host
     return (
-        f"CAUTION: whoever can reach {host} over the network can read and publish everything:"
+        f"CAUTION: whoever can reach {where} over the network can read and publish everything:"
         " there are no accounts. Pages of other sites cannot, unless --allow-origin lets them."
     )
 
@@ -163,14 +164,21 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _is_every_address(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def _at(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 65536:
-        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    port = int(text) if text.isdecimal() and len(text) <= 5 else None
+    if port is None or port > 65535:
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
     return port
 
 

@@ -1,6 +1,7 @@
 """`serve`: a hub with the measurements of its machine, over HTTP, until it is told to stop."""
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import sys
@@ -105,7 +106,10 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     """
     sockets: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except UnicodeError as error:  # what cannot even be asked for
+            raise OSError(errno.EINVAL, "not a host name") from error
         for family, kind, protocol, _, address in dict.fromkeys(found):
             if port == 0 and sockets:  # the free port of the first address, for all of them
                 address = (address[0], sockets[0].getsockname()[1], *address[2:])
