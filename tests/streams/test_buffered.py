@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -190,6 +191,37 @@ class TestDelivery:
                     assert event.data == expected
                     expected += 1
             assert not lost or overflow != "block"
+
+    async def test_a_lone_event_reaches_who_waits_and_who_does_not(self) -> None:
+        async with AsyncStream() as stream:
+            waiting = reading(stream, await stream.subscribe())
+            unread = await stream.subscribe(buffer_size=3)
+            full = await stream.subscribe(buffer_size=1)
+            keyed = reading(stream, await stream.subscribe(overflow="latest_by_key"))
+            for number in range(3):
+                await settle()
+                assert await stream.publish(create_event(number))
+            await settle()
+            assert stream.statistics().dropped == 2
+            assert stream.statistics().published == 3
+        assert data_of(await waiting) == data_of(await keyed) == [0, 1, 2]
+        assert data_of(await read(stream, unread)) == [0, 1, 2]
+        got = await read(stream, full)
+        assert (got[0].data, got[1].type, got[1].data["lost"]) == (0, "stream.lost", 2)
+
+    async def test_what_does_not_fit_at_once_is_not_overtaken(self) -> None:
+        async with AsyncStream() as stream:
+            waiting = reading(stream, await stream.subscribe())
+            late = await stream.subscribe(buffer_size=2)
+            for number in range(2):
+                await settle()
+                stream.publish_nowait(create_event(number))
+            await settle()
+            slow = reading(stream, late)  # it will begin with its queue full
+            stream.publish_nowait(create_event(2))
+            stream.publish_nowait(create_event(3))
+        assert data_of(await waiting) == [0, 1, 2, 3]
+        assert data_of(await slow) == [0, 1, 2, 3]
 
 
 class TestSlowConsumers:
@@ -849,6 +881,24 @@ class TestThreadsAndLoops:
             of_one = [number for number in got if number // each == index]
             assert of_one == sorted(of_one)
         assert stream.statistics().published == each * threads
+
+    async def test_an_event_added_as_the_dispatcher_passes_is_not_left_behind(self) -> None:
+        class Items(deque[Event]):
+            """The dispatcher, in its thread, has taken all there was when this adds."""
+
+            def append(self, event: Event) -> None:
+                stream._scheduled = False
+                super().append(event)
+
+        async with AsyncStream() as stream:
+            reader = reading(stream, await stream.subscribe())
+            await settle()
+            stream._items = stream._buffer._queue = Items()
+            stream._scheduled = True
+            assert await stream.publish(create_event("behind"))
+            await settle()
+            stream._items = stream._buffer._queue = deque()
+        assert data_of(await reader) == ["behind"]
 
     @pytest.mark.real_time
     async def test_a_publisher_with_a_loop_of_its_own_waits_for_room_there(self) -> None:

@@ -16,6 +16,7 @@ from codomyrmex.events.streaming import (
     InMemoryStream,
     create_event,
 )
+from codomyrmex.events.streaming.subscribers import make_queue
 from tests.streams.handlers import PATIENCE, Gate, publish, thread
 
 
@@ -186,6 +187,22 @@ class TestForks:
         os.kill(child, 9)  # pragma: no cover - it hangs
         os.waitpid(child, 0)  # pragma: no cover
         return False  # pragma: no cover
+
+    def test_although_another_thread_is_filling_a_queue_of_the_newest(self) -> None:
+        queue = make_queue(3, "latest_by_key", key=lambda event: event.data)
+        filling, forked = threading.Event(), threading.Event()
+
+        def fill() -> None:
+            with queue._queue.lock:
+                filling.set()
+                forked.wait(PATIENCE)
+
+        thread = threading.Thread(target=fill)
+        thread.start()
+        filling.wait(PATIENCE)
+        assert self.in_a_child(lambda: queue.offer(create_event(1)) and queue.qsize() == 1)
+        forked.set()
+        thread.join()
 
     def test_for_the_thread_that_forked(self) -> None:
         stream, got = InMemoryStream(), list[Any]()

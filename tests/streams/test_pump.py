@@ -60,6 +60,23 @@ async def test_a_slow_handler_slows_the_source() -> None:
     await pump.finish()
 
 
+async def test_a_source_that_never_waits_does_not_block_the_loop() -> None:
+    got: list[Any] = []
+
+    async def events() -> AsyncIterator[Event]:
+        for number in range(10_000):
+            yield create_event(number)
+
+    pump = Pump(Subscription(handler=lambda event: got.append(event.data)), events())
+    for turn in range(1, 6):
+        await asyncio.sleep(0)
+        assert len(got) <= turn * 64
+    pump.stop()
+    await pump.finish()
+    assert got == list(range(len(got)))
+    assert 64 < len(got) < 1000
+
+
 async def test_what_the_subscription_does_not_want_is_passed_over() -> None:
     got: list[Any] = []
     subscription = Subscription(

@@ -220,6 +220,87 @@ class TestItems:
         assert got == [(0, 1), (1, 1), (2, 1)]
 
 
+class TestAtOnce:
+    """Items that are handled where they come, when nothing is before them."""
+
+    async def test_one_is_handled_without_a_task_in_the_runners_context(self) -> None:
+        got: list[tuple[Any, bool]] = []
+        runner, failures = make(lambda item: got.append((item, SerialRunner.runs_for("owner"))))
+        assert runner.claim()
+        runner.handle_now(1)
+        assert (got, failures, own_tasks()) == ([(1, True)], [], 0)
+        assert not SerialRunner.runs_for("owner")
+        assert not runner.has_work
+        await runner.drain()
+
+    async def test_what_comes_meanwhile_comes_after_it(self) -> None:
+        got: list[str] = []
+
+        def function(item: str) -> None:
+            if item == "first":
+                runner.feed("meanwhile")
+                assert not runner.claim()
+                assert runner.has_work
+            got.append(item)
+
+        runner, _ = make(function)
+        assert runner.claim()
+        runner.feed("after")
+        assert not runner.claim()
+        runner.handle_now("first")
+        assert got == ["first"]
+        await runner.drain()
+        assert got == ["first", "after", "meanwhile"]
+
+    async def test_what_is_to_be_awaited_is_awaited_before_what_came_meanwhile(self) -> None:
+        got: list[str] = []
+
+        async def function(item: str) -> None:
+            await asyncio.sleep(1)
+            got.append(item)
+
+        def call(item: Any) -> Any:
+            return function(item) if isinstance(item, str) else item
+
+        runner, _ = make(call)
+        assert runner.claim()
+        runner.feed("second")
+        runner.handle_now("first")
+        draining = asyncio.create_task(runner.drain())
+        await asyncio.sleep(1.5)
+        assert got == ["first"]
+        assert not draining.done()
+        await draining
+        assert got == ["first", "second"]
+
+    async def test_one_that_fails_is_told_and_the_next_handled(self) -> None:
+        got: list[int] = []
+
+        def function(item: int) -> None:
+            got.append(1 // item)
+
+        runner, failures = make(function)
+        for item in (0, 1):
+            assert runner.claim()
+            runner.handle_now(item)
+        assert (got, failures) == ([1], [0])
+
+    async def test_a_runner_that_its_function_stops_has_ended_when_it_returns(self) -> None:
+        ended: list[bool] = []
+        runner: SerialRunner[Any]
+        runner, _ = make(lambda _: runner.stop(), on_end=lambda: ended.append(runner.has_ended))
+        assert runner.claim()
+        runner.handle_now(1)
+        assert ended == [True]
+        assert not runner.claim()
+
+    async def test_not_away_from_the_loop(self) -> None:
+        runner, _ = make(print)
+        assert not await asyncio.to_thread(runner.claim)
+        runner.leave_loop()
+        assert not runner.claim()
+
+
 class TestLoops:
     def test_without_one_items_wait(self) -> None:
         got: list[int] = []

@@ -283,9 +283,7 @@ class SubscriberQueue(asyncio.Queue[T]):
 
     def put_back(self, item: T) -> None:
         """Put an item that was taken out, or what is left of it, before all others."""
-        self._bring_back(item)
-        if self._taker is not None or self._readers:
-            self._wake_reader()
+        self._queue.appendleft(item)
 
     def lose(self, count: int) -> None:
         """Record that so many items, due now, will never arrive."""
@@ -520,16 +518,12 @@ class SubscriberQueue(asyncio.Queue[T]):
             self._taker = None
         else:
             if future.done() and not future.cancelled() and (handed := future.result()) is not None:
-                self._bring_back(handed)
+                self.put_back(handed)
             # It was woken, perhaps by another thread and without having noticed: somebody else
             # may read by `get`.
             if self._has_news():
                 self._wake_reader()
         future.cancel()
-
-    def _bring_back(self, item: T) -> None:
-        """An item that was handed over was not received: it is before all others."""
-        self._queue.appendleft(item)
 
     @staticmethod
     def _waits(taker: "asyncio.Future[Any]") -> bool:
@@ -557,9 +551,9 @@ class SubscriberQueue(asyncio.Queue[T]):
     def _count_dropped(self, count: int) -> None:
         if not self.dropped:
             _logger.warning(
-                "subscription %s reads more slowly than its stream publishes; of its queue of %d "
+                "%s reads more slowly than its stream publishes; of its queue of %d "
                 "events it loses some by its policy %r (this is said once, statistics() counts)",
-                self.name,
+                f"subscription {self.name}" if self.name else "a subscriber",
                 self.maxsize,
                 self.overflow,
             )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from ..errors import StreamClosed
+from ..forks import follow_forks
 from .bounded import SubscriberQueue
 
 __all__ = ["KeyedQueue", "topic_of"]
@@ -45,6 +46,10 @@ class KeyedQueue(SubscriberQueue[T]):
     ) -> None:
         super().__init__(maxsize, "latest_by_key", name=name)
         self._make_key = key
+        follow_forks(self)
+
+    def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
+        self._queue.lock = threading.RLock()  # another thread may have held it
 
     def _init(self, maxsize: int) -> None:
         del maxsize
@@ -80,6 +85,13 @@ class KeyedQueue(SubscriberQueue[T]):
         """Take an item in although there may be no room, or the queue has ended."""
         self._enter(item, "take it in")
 
+    def put_back(self, item: T) -> None:
+        """Put an item that was taken out before all others, unless a newer one has its key."""
+        if not self._queue.add_first(self._key(item), item):
+            self.replaced += 1
+            self._evicted += 1
+            self._discard(item)
+
     def _enter(
         self, item: T, when_full: Literal["drop the oldest", "refuse it", "take it in"]
     ) -> bool:
@@ -101,13 +113,6 @@ class KeyedQueue(SubscriberQueue[T]):
         if self._taker is not None or self._readers:
             self._wake_reader()
         return True
-
-    def _bring_back(self, item: T) -> None:
-        """An item that was handed over was not received; a newer one may have come meanwhile."""
-        if not self._queue.add_first(self._key(item), item):
-            self.replaced += 1
-            self._evicted += 1
-            self._discard(item)
 
     def _key(self, item: T) -> Hashable:
         try:

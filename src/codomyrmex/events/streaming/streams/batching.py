@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from ..errors import NoBatchHandler, StreamClosed
+from ..forks import follow_forks
 from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import SubscriberQueue
 from ..topics import TopicFilter, matches
 from ..wakeups import running_loop
 from .base import Stream, StreamStatistics
-from .forks import follow_forks
 from .pump import hand_over
 from .runner import SerialRunner, Unfinished, is_cancellation
 

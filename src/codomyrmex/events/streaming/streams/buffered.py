@@ -12,6 +12,7 @@ from typing import Self
 from weakref import WeakValueDictionary
 
 from ..errors import AlreadyConsumed, PublishTimeout, StreamClosed, UnknownSubscription
+from ..forks import follow_forks
 from ..ids import uuid7
 from ..models import Event, EventType, Filter, Handler, Subscription
 from ..queues.bounded import hand_over_to_all
@@ -19,7 +20,6 @@ from ..subscribers import HEARTBEAT_INTERVAL, SubscriberQueue, make_queue, prime
 from ..topics import TopicFilter, matches
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .base import Stream, StreamStatistics
-from .forks import follow_forks
 from .pump import Pump
 
 __all__ = ["AsyncStream"]

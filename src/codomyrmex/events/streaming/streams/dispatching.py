@@ -21,12 +21,12 @@ from types import FrameType
 from typing import Any, Protocol
 
 from ..errors import StreamClosed, StreamingError
+from ..forks import follow_forks
 from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import SubscriberQueue, make_queue
 from ..topics import TopicFilter, TopicIndex
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .base import Stream, StreamStatistics
-from .forks import follow_forks
 from .runner import SerialRunner, close_unstarted
 
 __all__ = ["DispatchingStream"]

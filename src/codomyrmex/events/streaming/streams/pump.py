@@ -15,6 +15,9 @@ __all__ = ["Pump", "hand_over"]
 
 _logger = logging.getLogger("codomyrmex.events.streaming")
 
+_TURN = 64
+"""Events after which everybody else on the event loop gets a turn."""
+
 
 async def hand_over(subscription: Subscription, event: Event) -> bool:
     """Have a subscription's handler deal with an event, if `should_receive` says so.
@@ -85,6 +88,7 @@ class Pump:
     async def _run(self) -> None:
         subscription = self.subscription
         self._begun = True
+        count = 0
         try:
             if self._unwanted:
                 return
@@ -95,6 +99,9 @@ class Pump:
                 self._handling = False
                 if not subscription.active:
                     break
+                count += 1
+                if count % _TURN == 0:  # neither the source nor the handler may ever wait
+                    await asyncio.sleep(0)
         except (Exception, asyncio.CancelledError) as error:
             if is_cancellation(error):
                 raise

@@ -9,11 +9,11 @@ from typing import Any, Self
 from weakref import WeakValueDictionary
 
 from ..errors import StreamClosed
+from ..forks import follow_forks
 from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import QueueStatistics
 from ..topics import TopicFilter, check_topic, is_pattern
 from .base import Stream, StreamStatistics
-from .forks import follow_forks
 from .memory import InMemoryStream
 
 __all__ = ["TopicStream"]

@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from ..errors import StreamClosed
+from ..forks import follow_forks
 from ..ids import uuid7
 from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import KeyedQueue, SubscriberQueue, check_overflow, topic_of
 from ..topics import TopicFilter
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
 from .base import Stream, StreamStatistics
-from .forks import follow_forks
 from .memory import InMemoryStream
 from .runner import SerialRunner, is_cancellation
 
