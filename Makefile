@@ -11,7 +11,7 @@ run: .venv/.run
 
 # Two halves side by side, for two cores; with ARGS, only what it names: make test ARGS=tests/streams
 STREAMS := tests/streams tests/conformance
-PYTEST := PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest -q
+PYTEST := PYTHONASYNCIODEBUG=1 $(BIN)/python -m $(if $(COVERAGE),coverage run --parallel-mode -m) pytest -q
 
 test: .venv/.test
 ifdef ARGS
@@ -20,11 +20,13 @@ else
 	$(PYTEST) $(STREAMS) & half=$$!; $(PYTEST) $(STREAMS:%=--ignore=%); rest=$$?; \
 	  wait $$half && exit $$rest
 endif
-
-# Some tests interrupt threads anywhere; where that hits the measurement itself, it may hang.
-coverage: .venv/.test
-	$(BIN)/coverage run -m pytest -q $(ARGS)
+ifdef COVERAGE
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+endif
+
+coverage:
+	$(MAKE) test COVERAGE=1
 
 check: .venv/.check
 	$(BIN)/ruff check .
@@ -43,7 +45,7 @@ format: .venv/.check
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .coverage site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .coverage* site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
