@@ -136,7 +136,7 @@ def test_it_survives_the_servers_death(open_page: OpenPage) -> None:
         publish(served, "before", 1)
         expect(event_row(page, "before")).to_be_visible()
         served.kill()
-        expect(status(page)).to_have_text(re.compile(r"reconnecting…\s+\(since [1-9]\d* s\)"))
+        expect(status(page)).to_have_text(re.compile(r"reconnecting…\s+\(for [1-9]\d* s\)"))
         page.get_by_role("button", name="Publish", exact=True).click()
         expect(page.locator("#published")).to_have_text(re.compile("cannot be reached"))
         with ServeProcess(port=served.port) as again:
@@ -187,6 +187,36 @@ def test_a_server_that_falls_silent_is_noticed(open_page: OpenPage) -> None:
         expect(status(page)).to_have_text(re.compile("reconnecting"))
         served.resume()
         live(page)
+
+
+def test_live_is_what_delivers_whatever_the_network(
+    served: ServeProcess, open_page: OpenPage
+) -> None:
+    """A laptop without a network still has itself."""
+    page = live(open_page(served.url))
+    page.evaluate("dispatchEvent(new Event('offline'))")
+    live(page)
+
+
+def test_what_others_publish_as_measurements_does_no_harm(open_page: OpenPage) -> None:
+    with ServeProcess() as served:
+        page = live(open_page(served.url))
+        for topic in ("host.cpu", "host.memory", "host.disk", "host.network"):
+            for data in (None, {}, "text", {"percent": "9", "read": [], "received": "x"}):
+                publish(served, topic, data, "measurement")
+        huge = {"received": 1e300, "sent": -1e300}
+        publish(served, "host.network", huge, "measurement")
+        # All of it is among the events, and the charts go on; see `open_page` for complaints.
+        expect(page.locator("#events tr", has_text='"text"')).to_have_count(4)
+        expect(page.locator("#events tr", has_text="1e+300")).to_have_count(1)
+        for title in ("CPU", "Network"):
+            line = card(page, title).locator("path.line").first
+            before = line.get_attribute("d")
+            assert before
+            assert "NaN" not in before
+            expect(line).not_to_have_attribute("d", before)
+        page.set_viewport_size({"width": 320, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
 def test_pausing(served: ServeProcess, open_page: OpenPage) -> None:

@@ -38,17 +38,20 @@ function roundUp(value, least) {
 
 // ---- charts --------------------------------------------------------------------------------
 
+// `fields` are those that have to be numbers: anyone may publish to these topics, anything.
 const CARDS = {
   "host.cpu": {
     title: "CPU",
+    fields: ["percent", "cores"],
     series: [{ name: "busy", of: (data) => data.percent }],
     format: percent,
     ceiling: (largest) => Math.min(roundUp(largest * 1.1, 10), 100),
     detail: (data) =>
-      `${data.cores} ${data.cores === 1 ? "core" : "cores"}${data.load === null ? "" : `, load ${data.load.toFixed(2)}`}`,
+      `${data.cores} ${data.cores === 1 ? "core" : "cores"}${Number.isFinite(data.load) ? `, load ${data.load.toFixed(2)}` : ""}`,
   },
   "host.memory": {
     title: "Memory",
+    fields: ["percent", "used", "total"],
     series: [{ name: "used", of: (data) => data.percent }],
     format: percent,
     ceiling: () => 100,
@@ -56,6 +59,7 @@ const CARDS = {
   },
   "host.disk": {
     title: "Disk",
+    fields: ["read", "written", "percent", "total"],
     series: [
       { name: "read", of: (data) => data.read },
       { name: "written", of: (data) => data.written },
@@ -66,6 +70,7 @@ const CARDS = {
   },
   "host.network": {
     title: "Network",
+    fields: ["received", "sent"],
     series: [
       { name: "received", of: (data) => data.received },
       { name: "sent", of: (data) => data.sent },
@@ -100,7 +105,9 @@ class Card {
     this.#describe("no data yet");
   }
 
+  /** Take a measurement, if it is one. */
   add(time, data) {
+    if (!this.#card.fields.every((field) => Number.isFinite(data?.[field]))) return;
     this.#chart.add(time, this.#card.series.map((series) => series.of(data)));
     if (!this.#latest || time >= this.#latest.time) this.#latest = { time, data };
   }
@@ -186,6 +193,11 @@ function drawEvents() {
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 
+/** A text that wraps after its commas rather than in the middle of a number. */
+function breakable(text) {
+  return text.split(/(?<=,)/).flatMap((part) => [part, make("wbr")]);
+}
+
 /** One event of the table. What it looks like is made when it is first shown, if it ever is. */
 class EventRow {
   #event;
@@ -218,7 +230,8 @@ class EventRow {
     const element = make("tr");
     for (const [name, content] of Object.entries({ time, topic: this.topic, type, data })) {
       const cell = make("td", "", name);
-      cell.append(content);
+      if (name === "data") cell.append(...breakable(content));
+      else cell.append(content);
       element.append(cell);
     }
     element.title = `${id}\n${timestamp}`;
@@ -290,7 +303,7 @@ function showState() {
   const waiting = source.state === "reconnecting" || source.state === "offline";
   $("status").dataset.state = source.state;
   if ($("status-text").textContent !== STATES[source.state]) $("status-text").textContent = STATES[source.state];
-  $("status-since").textContent = waiting ? `(since ${seconds} s)` : "";
+  $("status-since").textContent = waiting ? `(for ${seconds} s)` : "";
 }
 
 source.addEventListener("state", () => {

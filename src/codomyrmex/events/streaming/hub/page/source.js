@@ -91,6 +91,7 @@ export class LiveSource extends EventTarget {
   #arrived(message, name) {
     this.#lastArrival = performance.now();
     if (message.lastEventId) this.#lastId = message.lastEventId;
+    this.#setState("live"); // whatever the browser says of its network: this machine needs none
     this.dispatchEvent(new MessageEvent(name, { data: message.data }));
   }
 
