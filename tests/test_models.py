@@ -1133,3 +1133,54 @@ def test_all_errors_of_events_are_the_librarys_and_values() -> None:
         with pytest.raises(StreamingError) as refusal:
             wrong()
         assert isinstance(refusal.value, ValueError)
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda value: Event(id=value), EventError),
+        (lambda value: Event(type=value), EventError),
+        (lambda value: Event(metadata=value), EventError),
+        (lambda value: Event(timestamp=value), EventError),
+        (lambda value: Event.from_dict({"id": value}), EventError),
+        (lambda value: Event.from_dict({"timestamp": value}), EventError),
+        (lambda value: Event.from_dict({"metadata": value}), EventError),
+        (Event.from_dict, EventError),
+        (lambda value: Subscription(topic=value).should_receive(Event()), TopicError),
+        (lambda value: Subscription(handler=value), TypeError),
+        (lambda value: Subscription(filter_fn=value), TypeError),
+    ],
+)
+@pytest.mark.parametrize(
+    "value",
+    [10**5000, Unprintable(), [list(range(9))] * 10_000, 1.5],
+    ids=["huge", "unprintable", "long", "number"],
+)
+def test_messages_show_any_value_and_little_of_a_large_one(
+    make: Callable[[Any], object], error: type[Exception], value: object
+) -> None:
+    with pytest.raises(error) as raised:
+        make(value)
+    assert type(raised.value) is error
+    assert len(str(raised.value)) < 700
+    if value == 1.5:
+        assert str(raised.value).endswith("1.5")
+
+
+def test_messages_show_the_beginning_and_the_end_of_a_long_text() -> None:
+    with pytest.raises(EventError, match=r"reserved: 'stream\.x+\.\.\.x+'$"):
+        Event(type="stream." + "x" * 100_000)
+    with pytest.raises(EncodeError, match=r"not valid Unicode: 'x+\.\.\.x+\\ud800'$"):
+        Event(data="x" * 100_000 + "\ud800").to_sse()
+
+
+def test_a_handler_that_cannot_be_called_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match=r"^handler is a function of one event, not 'orders\.\*'$"):
+        asyncio.run(InMemoryStream().subscribe("orders.*"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^filter_fn is a function of one event, not 7$"):
+        asyncio.run(InMemoryStream().subscribe(print, filter_fn=7))  # type: ignore[arg-type]

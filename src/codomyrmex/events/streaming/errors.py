@@ -17,6 +17,8 @@ Each inherits the builtin it is a case of, so that code which knows only builtin
 as well. What a handler would otherwise parse out of a message is an attribute.
 """
 
+import reprlib
+
 __all__ = [
     "AlreadyConsumed",
     "DecodeError",
@@ -31,6 +33,18 @@ __all__ = [
     "TopicError",
     "UnknownSubscription",
 ]
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 100
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: cut short, since it may be of any size."""
+    try:
+        return _short.repr(value)
+    except Exception:  # an int of very many digits, for one
+        return f"one of type {type(value).__name__}"
 
 
 class StreamingError(Exception):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from . import topics
 from .codec import json, sse
-from .errors import DecodeError, EncodeError, EventError, FrameError
+from .errors import DecodeError, EncodeError, EventError, FrameError, shown
 from .ids import format_uuid7, new_sequence, uuid7
 from .topics import TopicFilter
 
@@ -87,7 +87,9 @@ def _check_type(name: Any, metadata: Mapping[str, Any] | None = None) -> str:
     except (KeyError, TypeError):  # or not even hashable
         pass
     if not isinstance(name, str) or not name:
-        raise EventError(f"an event's type is a string with at least one character, not {name!r}")
+        raise EventError(
+            f"an event's type is a string with at least one character, not {shown(name)}"
+        )
     try:
         sse.check_field("event", name)
     except FrameError as error:
@@ -95,7 +97,9 @@ def _check_type(name: Any, metadata: Mapping[str, Any] | None = None) -> str:
     plain = str.__str__(name)
     if plain.startswith(_RESERVED_PREFIX):
         if metadata is None or metadata.get("control") is not True:
-            raise EventError(f"types that start with {_RESERVED_PREFIX!r} are reserved: {plain!r}")
+            raise EventError(
+                f"types that start with {_RESERVED_PREFIX!r} are reserved: {shown(plain)}"
+            )
     elif len(plain) <= _LONGEST_KNOWN_TYPE and len(_known_types) < _MOST_KNOWN_TYPES:
         _known_types[plain] = plain
     return plain
@@ -108,7 +112,9 @@ def _check_id(value: object) -> str:
         EventError: not a string, empty, or a character that would be lost or forge a field.
     """
     if not isinstance(value, str) or not value:
-        raise EventError(f"an event's id is a string with at least one character, not {value!r}")
+        raise EventError(
+            f"an event's id is a string with at least one character, not {shown(value)}"
+        )
     try:
         sse.check_field("id", value)
     except FrameError as error:
@@ -118,7 +124,7 @@ def _check_id(value: object) -> str:
 
 def _check_timestamp(value: object) -> datetime:
     if not isinstance(value, datetime):
-        raise EventError(f"an event's timestamp is a datetime, not {value!r}")
+        raise EventError(f"an event's timestamp is a datetime, not {shown(value)}")
     if value.tzinfo is UTC:
         return value
     if value.utcoffset() is None:
@@ -126,7 +132,9 @@ def _check_timestamp(value: object) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError as error:
-        raise EventError(f"an event's timestamp is a time in UTC too, not {value!r}") from error
+        raise EventError(
+            f"an event's timestamp is a time in UTC too, not {shown(value)}"
+        ) from error
 
 
 @dataclass(init=False, eq=False, repr=False)
@@ -188,7 +196,7 @@ class Event:
         elif isinstance(metadata, dict):
             self.metadata = metadata
         else:
-            raise EventError(f"an event's metadata is a dict, not {metadata!r}")
+            raise EventError(f"an event's metadata is a dict, not {shown(metadata)}")
 
     def __repr__(self) -> str:
         return (
@@ -345,7 +353,7 @@ class Event:
         try:
             data.encode()
         except UnicodeEncodeError:
-            raise EncodeError(f"not valid Unicode: {data!r}") from None
+            raise EncodeError(f"not valid Unicode: {shown(data)}") from None
         return data
 
     def _frame_of(self, text: str, retry: Any) -> str:
@@ -461,10 +469,10 @@ def _read_event(data: object) -> Event:
         EventError: it is wrong.
     """
     if not isinstance(data, Mapping):
-        raise EventError(f"an event is read from a mapping, not from {data!r}")
+        raise EventError(f"an event is read from a mapping, not from {shown(data)}")
     id_, timestamp, metadata = data.get("id"), data.get("timestamp"), data.get("metadata")
     if metadata is not None and not isinstance(metadata, Mapping):
-        raise EventError(f"an event's metadata is a mapping, not {metadata!r}")
+        raise EventError(f"an event's metadata is a mapping, not {shown(metadata)}")
     type_ = data.get("type")
     return Event(
         id_,
@@ -480,7 +488,7 @@ def _read_timestamp(value: object) -> datetime:
         try:
             value = datetime.fromisoformat(value)
         except ValueError as error:
-            raise EventError(f"an event's timestamp is ISO 8601, not {value!r}") from error
+            raise EventError(f"an event's timestamp is ISO 8601, not {shown(value)}") from error
     return _check_timestamp(value)
 
 
@@ -568,6 +576,9 @@ class Subscription(_Delivery):
         active: an inactive subscription receives nothing.
         created_at: when it was made, UTC.
 
+    Raises:
+        TypeError: the handler or the filter cannot be called.
+
     As an async context manager it is cancelled at the end of the block.
     """
 
@@ -579,6 +590,10 @@ class Subscription(_Delivery):
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
+        # Found here, where it was given, and not in the log when the first event comes.
+        for function, what in ((self.handler, "handler"), (self.filter_fn, "filter_fn")):
+            if function is not None and not callable(function):
+                raise TypeError(f"{what} is a function of one event, not {shown(function)}")
         self._home = None
         self._runner = None
         self._loop = None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Generic, TypeAlias, TypeVar
 
-from .errors import TopicError
+from .errors import TopicError, shown
 
 __all__ = ["Exact", "Pattern", "TopicFilter", "TopicIndex", "check_topic", "is_pattern", "matches"]
 
@@ -56,7 +56,7 @@ def is_pattern(topic: str) -> bool:
 
 def _check_text(topic: object, what: str) -> str:
     if not isinstance(topic, str):
-        raise TopicError(f"a {what} is a string, not {type(topic).__name__}: {topic!r}")
+        raise TopicError(f"a {what} is a string, not {type(topic).__name__}: {shown(topic)}")
     if not topic:
         raise TopicError(f"a {what} has at least one character")
     # What is not printable and not a control character (some spaces, unassigned code points) is
@@ -64,11 +64,13 @@ def _check_text(topic: object, what: str) -> str:
     if not topic.isprintable() and any(
         character < " " or "\x7f" <= character <= "\x9f" for character in topic
     ):
-        raise TopicError(f"a {what} has no control characters: {topic!r}")
+        raise TopicError(f"a {what} has no control characters: {shown(topic)}")
     try:
         size = len(topic) if topic.isascii() else len(topic.encode())
     except UnicodeEncodeError:
-        raise TopicError(f"a {what} is valid Unicode, without lone surrogates: {topic!r}") from None
+        raise TopicError(
+            f"a {what} is valid Unicode, without lone surrogates: {shown(topic)}"
+        ) from None
     if size > MAX_TOPIC_BYTES:
         raise TopicError(
             f"a {what} has at most {MAX_TOPIC_BYTES} bytes of UTF-8; this one has {size}"
@@ -84,7 +86,7 @@ def check_topic(topic: object) -> str:
     """
     text = _check_text(topic, "topic")
     if is_pattern(text):
-        raise TopicError(f"events are published to a topic, not to a pattern: {text!r}")
+        raise TopicError(f"events are published to a topic, not to a pattern: {shown(text)}")
     return text
 
 
@@ -126,7 +128,7 @@ def _selectors(topics: object) -> tuple[_Selector, ...]:
             return found
         raise TopicError("a subscription to several topics names at least one")
     raise TopicError(
-        f"a topic filter is a string, Exact, Pattern or several of them, not {topics!r}"
+        f"a topic filter is a string, Exact, Pattern or several of them, not {shown(topics)}"
     )
 
 

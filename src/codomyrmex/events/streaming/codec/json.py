@@ -23,7 +23,7 @@ from json.encoder import encode_basestring
 from typing import Any, NoReturn
 from uuid import UUID
 
-from ..errors import DecodeError, EncodeError
+from ..errors import DecodeError, EncodeError, shown
 
 __all__ = ["decode", "encode"]
 
@@ -118,9 +118,9 @@ def _parts(value: object) -> list[tuple[str, object]]:
         for key in value:
             if not isinstance(key, str | int | float | None):
                 kind = type(key).__name__
-                raise TypeError(f"a key is a string or number, not {kind}: {key!r}")
+                raise TypeError(f"a key is a string or number, not {kind}: {shown(key)}")
             if not _encodes(key):
-                raise TypeError(f"a key cannot be encoded: {key!r}")
+                raise TypeError(f"a key cannot be encoded: {shown(key)}")
         return [(_step(key), item) for key, item in value.items()]
     if isinstance(value, list | tuple):
         return [(f"[{index}]", item) for index, item in enumerate(value)]
@@ -143,7 +143,7 @@ def _reason(value: object, error: Exception) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value!r} has no JSON form"
     if isinstance(value, str):
-        return f"not valid Unicode: {value!r}"
+        return f"not valid Unicode: {shown(value)}"
     return str(error)
 
 
