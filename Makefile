@@ -50,7 +50,8 @@ clean:
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "codomyrmex-streaming needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 run"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@# Without Debian's python3-venv it says so and leaves half of one, on which pip would be missed.
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 # Each stamp is one set of extras, installed once and again when what is pinned changes.
 .venv/.run: .venv/bin/python pyproject.toml constraints.txt
