@@ -148,6 +148,65 @@ def test_takes_every_async_test_in_auto_mode_but_those_of_others(
     result.assert_outcomes(passed=4)
 
 
+def test_a_test_of_ours_stays_ours_where_pytest_asyncio_takes_all(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        # What its mode `auto` does; the package itself is not needed here.
+        pytest_asyncio="""
+        import asyncio, functools, inspect, pytest
+
+        def _synchronize(function):
+            @functools.wraps(function)
+            def inner(*args, **kwargs):
+                asyncio.run(function(*args, **kwargs))
+            return inner
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_call(item):
+            given = getattr(item.obj, "hypothesis", None)
+            if given is not None:
+                given.inner_test = _synchronize(given.inner_test)
+            elif inspect.iscoroutinefunction(item.obj):
+                item.obj = _synchronize(item.obj)
+            return (yield)
+        """
+    )
+    pytester.syspathinsert()
+    result = result_of(
+        pytester,
+        """
+        import asyncio, functools, pytest
+        from hypothesis import given, strategies
+        from codomyrmex.events.streaming.testing import VirtualTimeLoop
+
+        def is_virtual():
+            return isinstance(asyncio.get_running_loop(), VirtualTimeLoop)
+
+        @pytest.mark.virtual_time
+        async def test_ours():
+            assert is_virtual()
+
+        @pytest.mark.virtual_time
+        @given(strategies.booleans())
+        async def test_ours_generated(value):
+            assert is_virtual()
+
+        @pytest.mark.real_time
+        class TestIt:
+            async def test_ours_too(self):
+                assert asyncio.get_running_loop().get_debug()
+
+        async def test_theirs():
+            assert not is_virtual()
+        """,
+        "-p",
+        "pytest_asyncio",
+        "--strict-markers",
+    )
+    result.assert_outcomes(passed=4)
+
+
 def test_refuses_a_misspelt_mode(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nstreaming_async = automatic")
     result = result_of(pytester, "")

@@ -12,9 +12,10 @@ It takes the async tests that carry one of its two markers:
 Both run through `codomyrmex.events.streaming.testing.run`, in asyncio's debug mode, so a test that
 leaves a task, a timer (in virtual time), an open async generator or an unseen exception fails with
 a `LeakError`. With `streaming_async = "auto"` in pytest's configuration every async test without a
-marker of pytest-asyncio, anyio or trio is taken too, in virtual time. Async tests under
-hypothesis' `@given` work: each example gets a loop of its own. Fixtures are ordinary ones; async
-fixtures are not supported: enter an async context in the test instead.
+marker of pytest-asyncio, anyio or trio is taken too, in virtual time. (pytest-asyncio's own mode
+`auto` puts its marker on all of them; those with a marker of this plugin still run here.) Async
+tests under hypothesis' `@given` work: each example gets a loop of its own. Fixtures are ordinary
+ones; async fixtures are not supported: enter an async context in the test instead.
 
 The fixture `virtual_time` is `run`, for synchronous tests that want it for a part.
 """
@@ -62,7 +63,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     test = pyfuncitem.obj
     # What hypothesis documents for plugins: the function under @given, to be replaced.
     given = getattr(test, "hypothesis", None)
-    inner = test if given is None else given.inner_test
+    found = test if given is None else given.inner_test
+    inner = _as_written(found)
     loop_factory = _loop_factory(pyfuncitem)
     if loop_factory is None or not inspect.iscoroutinefunction(inner):
         return (yield)
@@ -76,12 +78,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         try:
             return (yield)
         finally:
-            given.inner_test = inner
+            given.inner_test = found
     pyfuncitem.obj = in_a_loop
     try:
         return (yield)
     finally:
         pyfuncitem.obj = test
+
+
+def _as_written(test: Any) -> Any:
+    """The test itself, in place of what pytest-asyncio has put around it.
+
+    In its mode `auto` that takes every async test, those with a marker of ours too.
+    """
+    made_in: str = getattr(test, "__globals__", {}).get("__name__", "")
+    return test.__wrapped__ if made_in.partition(".")[0] == "pytest_asyncio" else test
 
 
 def _loop_factory(item: pytest.Function) -> Callable[[], asyncio.AbstractEventLoop] | None:
