@@ -1377,6 +1377,30 @@ class TestCircles:
             await processor.start()
         assert stream.statistics().subscribers == 0
 
+    @pytest.mark.parametrize("kind", [TopicStream, AsyncStream, BatchingStream, WebSocketStream])
+    @pytest.mark.parametrize("views", ["sink", "source", "both"])
+    async def test_however_it_is_seen(self, kind: type[Any], views: str) -> None:
+        stream = kind()
+        source = stream if views == "sink" else stream.as_stream()
+        target = stream if views == "source" else stream.as_stream()
+        processor = StreamProcessor(source).map(double).sink(target)
+        with pytest.raises(ValueError, match="its own source"):
+            await processor.start()
+        assert stream.statistics().subscribers == 0
+        await stream.as_stream().aclose()
+
+    async def test_all_topics_do_not_lead_to_one_of_them(self) -> None:
+        topics = TopicStream()
+        with pytest.raises(ValueError, match="its own source"):
+            await StreamProcessor(topics).sink(topics.topic("b")).start()
+
+    async def test_one_topic_leads_to_another(self) -> None:
+        topics, got = TopicStream(), list[Any]()
+        await topics.subscribe("b", lambda event: got.append(event.data))
+        async with StreamProcessor(topics.topic("a")).map(double).sink(topics.topic("b")):
+            await topics.publish("a", create_event(2))
+        assert got == [4]
+
     async def test_unless_a_filter_ends_the_circle(self) -> None:
         stream, got = InMemoryStream(), list[Any]()
         await stream.subscribe(lambda event: got.append(event.data))

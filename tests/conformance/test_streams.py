@@ -407,6 +407,17 @@ class TestEnding:
             await settle()
             assert (one.got, other.got) == ([], [1])
 
+    @pytest.mark.parametrize("kind", [TopicStream, AsyncStream, WebSocketStream, BatchingStream])
+    async def test_through_another_view_of_the_same_stream(self, kind: type[Any]) -> None:
+        async with kind() as stream:
+            first = await stream.as_stream().subscribe(print)
+            second = await stream.as_stream().subscribe(print)
+            assert await stream.as_stream().unsubscribe(first.id)
+            assert await stream.as_stream().finish(second.id)
+            assert not await stream.as_stream().unsubscribe(first.id)
+            await settle()
+            assert stream.statistics().subscribers == 0
+
 
 class TestClosing:
     @pytest.mark.parametrize("kind", KINDS)

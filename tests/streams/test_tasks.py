@@ -57,6 +57,17 @@ class TestAHandlerGoesOn:
         await publish()
         await handler.check()
 
+    async def test_when_it_is_one_of_several_at_a_time_in_a_pipeline(self) -> None:
+        async def source() -> AsyncIterator[Event]:
+            yield create_event(1)
+
+        async def start() -> None:
+            await StreamProcessor(source(), max_concurrency=3).sink(handler).start()
+
+        handler = Waits()
+        await start()
+        await handler.check()
+
     async def test_when_its_topic_was_let_go(self) -> None:
         time = [0.0]
         topics = TopicStream(idle_ttl=1.0, clock=lambda: time[0])

@@ -16,10 +16,11 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from .errors import StreamingError
 from .models import Event, Subscription
-from .streams.base import Stream
+from .streams.base import Stream, StreamView
 from .streams.pump import Pump
 from .streams.runner import is_async, is_cancellation
 from .streams.sinks import Sink, as_sink
+from .streams.tasks import hold, release
 from .wakeups import Waiters, running_loop, wait_until, wake_all
 
 __all__ = ["ErrorPolicy", "ProcessorStatistics", "Retry", "StreamProcessor"]
@@ -198,10 +199,7 @@ class StreamProcessor:
         if self._subscription is not None:
             raise RuntimeError("the processor is running already")
         source = self.source
-        circular = any(
-            target is source or getattr(target, "__self__", None) is source
-            for target in self._targets
-        )
+        circular = any(_leads_to(target, source) for target in self._targets)
         if circular and not any(kind == _FILTER for kind, _ in self._stages):
             raise ValueError("a processor without a filter cannot feed its own source")
         self._error = None
@@ -492,10 +490,12 @@ class StreamProcessor:
         task = asyncio.create_task(
             self._process_after(before, event), name="codomyrmex-streaming processor"
         )
+        hold(task)
         tasks.append(task)
         task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: "asyncio.Task[None]") -> None:
+        release(task)
         self._tasks.remove(task)
         wake_all(self._waiting_for_tasks)
 
@@ -527,6 +527,20 @@ class StreamProcessor:
         else:
             self._delivered += 1
         await _end_of(before)
+
+
+def _leads_to(target: object, source: object) -> bool:
+    """Whether all that a target takes comes out of a source."""
+    source = _behind(source)
+    target = _behind(target)
+    # A topic's events come out of the stream of all topics.
+    return target is source or getattr(target, "_owner", None) is source
+
+
+def _behind(stream: object) -> object:
+    """What publishes and delivers, where this is a view of it, or a method, or itself."""
+    stream = getattr(stream, "__self__", stream)
+    return stream.viewed if isinstance(stream, StreamView) else stream
 
 
 async def _end_of(task: "asyncio.Task[None] | None") -> None:

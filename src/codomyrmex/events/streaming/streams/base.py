@@ -9,7 +9,7 @@ from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import QueueStatistics
 from ..topics import TopicFilter
 
-__all__ = ["Stream", "StreamStatistics"]
+__all__ = ["Stream", "StreamStatistics", "StreamView"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +118,14 @@ class Stream(ABC):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose(drain=kind is None)
+
+
+class StreamView(Stream):
+    """Something that has other methods, behind the interface of a stream. Holds nothing itself.
+
+    Args:
+        viewed: what publishes and delivers.
+    """
+
+    def __init__(self, viewed: object) -> None:
+        self.viewed = viewed

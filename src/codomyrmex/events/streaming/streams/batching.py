@@ -15,7 +15,7 @@ from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import SubscriberQueue
 from ..topics import TopicFilter, matches
 from ..wakeups import running_loop
-from .base import Stream, StreamStatistics
+from .base import Stream, StreamStatistics, StreamView
 from .pump import hand_over
 from .runner import SerialRunner, Unfinished, is_cancellation
 
@@ -72,6 +72,7 @@ class BatchingStream:
         self._refused = 0
         self._dropped = 0
         self._failed = 0
+        self._subscriptions: dict[str, Subscription] = {}  # of `as_stream`
         follow_forks(self)
 
     def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
@@ -384,12 +385,13 @@ class _Rest(Unfinished):
             rest = stream._call(batch, self._handlers)
 
 
-class _AsStream(Stream):
+class _AsStream(StreamView):
     """A `BatchingStream` behind the interface of a stream."""
 
     def __init__(self, stream: BatchingStream) -> None:
+        super().__init__(stream)
         self._stream = stream
-        self._subscriptions: dict[str, Subscription] = {}
+        self._subscriptions = stream._subscriptions
 
     async def publish(self, event: Event) -> None:
         await self._stream.add(event)

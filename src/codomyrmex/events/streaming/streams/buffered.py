@@ -19,7 +19,7 @@ from ..queues.bounded import hand_over_to_all
 from ..subscribers import HEARTBEAT_INTERVAL, SubscriberQueue, make_queue, prime
 from ..topics import TopicFilter, matches
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
-from .base import Stream, StreamStatistics
+from .base import Stream, StreamStatistics, StreamView
 from .pump import Pump
 
 __all__ = ["AsyncStream"]
@@ -122,6 +122,9 @@ class AsyncStream:
         self._refused = 0
         self._failed = 0
         self._dropped_before = 0
+        # What runs the handlers of `as_stream`, and those that do so for the last time.
+        self._pumps: dict[str, Pump] = {}
+        self._leaving: set[Pump] = set()
         follow_forks(self)
 
     def _open_buffer(self, maxsize: int) -> None:
@@ -574,14 +577,14 @@ class AsyncStream:
         await self.stop()
 
 
-class _AsStream(Stream):
+class _AsStream(StreamView):
     """An `AsyncStream` behind the interface of a stream."""
 
     def __init__(self, stream: AsyncStream) -> None:
+        super().__init__(stream)
         self._stream = stream
-        self._pumps: dict[str, Pump] = {}
-        # Those whose handler runs for the last time.
-        self._leaving: set[Pump] = set()
+        self._pumps = stream._pumps
+        self._leaving = stream._leaving
 
     async def publish(self, event: Event) -> None:
         """Take an event, waiting for room in the buffer for up to 5 seconds.

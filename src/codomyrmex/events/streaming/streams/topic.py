@@ -13,7 +13,7 @@ from ..forks import follow_forks
 from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import QueueStatistics
 from ..topics import TopicFilter, check_topic, is_pattern
-from .base import Stream, StreamStatistics
+from .base import Stream, StreamStatistics, StreamView
 from .memory import InMemoryStream
 
 __all__ = ["TopicStream"]
@@ -381,10 +381,11 @@ class _Branch(InMemoryStream):
             self._root._dismiss(self)
 
 
-class _AsStream(Stream):
+class _AsStream(StreamView):
     """A `TopicStream` behind the interface of a stream."""
 
     def __init__(self, topics: TopicStream) -> None:
+        super().__init__(topics)
         self._topics = topics
 
     async def publish(self, event: Event) -> None:

@@ -19,7 +19,7 @@ from ..models import Event, Filter, Handler, Subscription
 from ..subscribers import KeyedQueue, SubscriberQueue, check_overflow, topic_of
 from ..topics import TopicFilter
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
-from .base import Stream, StreamStatistics
+from .base import Stream, StreamStatistics, StreamView
 from .memory import InMemoryStream
 from .runner import SerialRunner, is_cancellation
 
@@ -478,10 +478,11 @@ def _close_options(close: Callable[..., Any], code: int, reason: str) -> dict[st
     return options
 
 
-class _AsStream(Stream):
+class _AsStream(StreamView):
     """A `WebSocketStream` behind the interface of a stream."""
 
     def __init__(self, stream: WebSocketStream) -> None:
+        super().__init__(stream)
         self._stream = stream
 
     async def publish(self, event: Event) -> None:
