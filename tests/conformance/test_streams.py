@@ -181,6 +181,15 @@ class TestPublishing:
             await settle()
             assert collector.got == [1]
 
+    async def test_of_what_is_no_event_is_refused_with_a_hint(self, open_stream: Open) -> None:
+        not_an_event: Any = {"total": 9}
+        async with open_stream() as stream:
+            with pytest.raises(TypeError, match=r"an Event, not dict: create_event\(data\)"):
+                await stream.publish(not_an_event)
+            with pytest.raises(TypeError, match=r"an Event, not dict: create_event\(data\)"):
+                stream.publish_nowait(not_an_event)
+            assert stream.statistics().published == 0
+
     async def test_by_a_handler_does_not_wait_for_itself(self, open_stream: Open) -> None:
         collector = Collector()
 

@@ -27,6 +27,7 @@ __all__ = [
     "Filter",
     "Handler",
     "Subscription",
+    "check_event",
     "control_event",
     "create_event",
 ]
@@ -501,6 +502,18 @@ def control_event(name: str, **data: Any) -> Event:
 
 
 _MISSING: Any = object()
+
+
+def check_event(value: object) -> None:
+    """Refuse what is published without being an event.
+
+    Raises:
+        TypeError: it is none; how to make one.
+    """
+    if not isinstance(value, Event):
+        raise TypeError(
+            f"streams take an Event, not {type(value).__name__}: create_event(data) makes one"
+        )
 
 
 def create_event(

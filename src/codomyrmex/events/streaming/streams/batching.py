@@ -11,7 +11,7 @@ from typing import Any, Self, TypeAlias
 
 from ..errors import NoBatchHandler, StreamClosed
 from ..forks import follow_forks
-from ..models import Event, Filter, Handler, Subscription
+from ..models import Event, Filter, Handler, Subscription, check_event
 from ..subscribers import SubscriberQueue
 from ..topics import TopicFilter, matches
 from ..wakeups import running_loop
@@ -394,9 +394,11 @@ class _AsStream(StreamView):
         self._subscriptions = stream._subscriptions
 
     async def publish(self, event: Event) -> None:
+        check_event(event)
         await self._stream.add(event)
 
     def publish_nowait(self, event: Event) -> bool:
+        check_event(event)
         return self._stream.publish_nowait(event)
 
     async def subscribe(

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from ..errors import AlreadyConsumed, PublishTimeout, StreamClosed, UnknownSubscription
 from ..forks import follow_forks
 from ..ids import uuid7
-from ..models import Event, EventType, Filter, Handler, Subscription
+from ..models import Event, EventType, Filter, Handler, Subscription, check_event
 from ..queues.bounded import hand_over_to_all
 from ..subscribers import HEARTBEAT_INTERVAL, SubscriberQueue, make_queue, prime
 from ..topics import TopicFilter, matches
@@ -593,6 +593,7 @@ class _AsStream(StreamView):
             PublishTimeout: there was no room in time.
             StreamClosed: the stream is stopped.
         """
+        check_event(event)
         self._check_taken(await self._stream.publish(event), event)
 
     def _check_taken(self, taken: bool, event: Event) -> None:
@@ -601,6 +602,7 @@ class _AsStream(StreamView):
             raise PublishTimeout(f"no room for event {event.id} within {_PUBLISH_TIMEOUT:g} s")
 
     def publish_nowait(self, event: Event) -> bool:
+        check_event(event)
         taken = self._stream.publish_nowait(event)
         if not taken:
             self._check_open()

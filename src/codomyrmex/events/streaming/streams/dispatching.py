@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from ..errors import StreamClosed, StreamingError
 from ..forks import follow_forks
-from ..models import Event, Filter, Handler, Subscription
+from ..models import Event, Filter, Handler, Subscription, check_event
 from ..subscribers import SubscriberQueue, make_queue
 from ..topics import TopicFilter, TopicIndex
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
@@ -191,6 +191,7 @@ class DispatchingStream(Stream):
         except Exception:  # it is refused; but others may have left theirs to this thread meanwhile
             if self._pending:
                 self._deliver_pending()
+            check_event(event)
             raise
         # Whoever appended before the token was back has left the event to this thread.
         if self._pending:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import AlreadyConsumed, UnknownSubscription
-from ..models import Event, EventType, Filter, Handler, Subscription, control_event
+from ..models import Event, EventType, Filter, Handler, Subscription, check_event, control_event
 from ..subscribers import HEARTBEAT_INTERVAL, SubscriberQueue, make_queue, prime
 from ..topics import TopicFilter, matches
 from .dispatching import DispatchingStream
@@ -46,6 +46,7 @@ class SSEStream(DispatchingStream):
         self.heartbeat_interval = heartbeat_interval
 
     def _append(self, event: Event) -> None:
+        check_event(event)
         # Written once, for every reader, and here, where the publisher is told if it cannot be.
         event._frame = event.to_sse()
         # Always by way of what is pending: a replay relies on the lock for what has been delivered.
@@ -184,8 +185,9 @@ class SSEStream(DispatchingStream):
         kept = [*self._event_buffer, *(event for event, _ in self._pending)][-self._buffer_size :]
         queued = queue.take_all()
         coming.difference_update(map(id, queued))
-        for index in range(len(kept) - 1, -1, -1):
-            if kept[index].id == last_event_id:
+        for index, event in enumerate(kept):
+            # The first of several with one id: the reader may have seen no more than that.
+            if event.id == last_event_id:
                 owed = kept[index + 1 :]
                 break
         else:

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from ..errors import StreamClosed
 from ..forks import follow_forks
-from ..models import Event, Filter, Handler, Subscription
+from ..models import Event, Filter, Handler, Subscription, check_event
 from ..subscribers import QueueStatistics
 from ..topics import TopicFilter, check_topic, is_pattern
 from .base import Stream, StreamStatistics, StreamView
@@ -337,13 +337,17 @@ class _Branch(InMemoryStream):
         return not self._root._shared._index.has_exact(self.name)
 
     async def publish(self, event: Event) -> None:
-        await super().publish(event.with_topic(self.name))
+        await super().publish(self._as_its_own(event))
 
     def publish_nowait(self, event: Event) -> bool:
-        return super().publish_nowait(event.with_topic(self.name))
+        return super().publish_nowait(self._as_its_own(event))
 
     def publish_soon(self, event: Event) -> Awaitable[None] | None:
-        return super().publish_soon(event.with_topic(self.name))
+        return super().publish_soon(self._as_its_own(event))
+
+    def _as_its_own(self, event: Event) -> Event:
+        check_event(event)
+        return event.with_topic(self.name)
 
     def _append(self, event: Event) -> None:
         root = self._root
@@ -389,9 +393,11 @@ class _AsStream(StreamView):
         self._topics = topics
 
     async def publish(self, event: Event) -> None:
+        check_event(event)
         await self._topics.publish(check_topic(event.metadata.get("topic")), event)
 
     def publish_nowait(self, event: Event) -> bool:
+        check_event(event)
         return self._topics.publish_nowait(check_topic(event.metadata.get("topic")), event)
 
     async def subscribe(

@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 from ..errors import StreamClosed
 from ..forks import follow_forks
 from ..ids import uuid7
-from ..models import Event, Filter, Handler, Subscription
+from ..models import Event, Filter, Handler, Subscription, check_event
 from ..subscribers import KeyedQueue, SubscriberQueue, check_overflow, topic_of
 from ..topics import TopicFilter
 from ..wakeups import Waiters, running_loop, wait_until, wake_all
@@ -264,6 +264,7 @@ class WebSocketStream:
             TopicError: the topic in the event's metadata cannot be one; it is sent to nobody.
             StreamClosed: the stream has been closed.
         """
+        check_event(event)
         text = event.to_json()
         self._check_open()
         await self._observers.publish(event)
@@ -286,6 +287,7 @@ class WebSocketStream:
             TopicError: the topic in the event's metadata cannot be one; it is sent to nobody.
             StreamClosed: the stream has been closed.
         """
+        check_event(event)
         text = event.to_json()
         self._check_open()
         if self._crowd or not self._observers.publish_nowait(event):
@@ -318,6 +320,7 @@ class WebSocketStream:
         if client is None:
             return False
         sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        check_event(event)
         message = _Message(event, event.to_json(), sent)
         client.queue.force(message)
         client.runner.start()
