@@ -170,6 +170,19 @@ class TestDeadClients:
         assert received(alive) == [1, 2]
         assert dead.closed == (TOO_SLOW, "too slow, or gone")
 
+    async def test_send_to_is_false_where_the_socket_fails_on_telling_a_loss_before_it(
+        self,
+    ) -> None:
+        socket = FaultySocket()
+        async with WebSocketStream(buffer_size=1) as stream:
+            await stream.connect(socket, "a")
+            sending = asyncio.create_task(stream.send_to("a", create_event("for a")))
+            asyncio.get_running_loop().call_soon(stream.publish_nowait, create_event("drops"))
+            assert stream.publish_nowait(create_event("dropped"))
+            socket.fail(ConnectionResetError())
+            assert await asyncio.wait_for(sending, PATIENCE) is False
+            assert stream.statistics().dropped == 1
+
     @pytest.mark.parametrize(
         "error",
         [
@@ -402,6 +415,33 @@ class TestOverflow:
             assert now() - before == 3.0
             assert stream._connections == {}
             assert stream.statistics().refused == 1
+
+    async def test_a_broadcast_cancelled_while_it_waits_has_reached_nobody(self) -> None:
+        observed: list[Any] = []
+        async with WebSocketStream(buffer_size=1, overflow="block") as stream:
+            await stream.as_stream().subscribe(lambda event: observed.append(event.data))
+            socket = await self.behind(stream, 2)
+            waiting = asyncio.create_task(stream.broadcast(create_event("cancelled")))
+            await settle()
+            waiting.cancel()
+            await settle()
+            assert waiting.cancelled()
+            socket.resume()
+            await stream.broadcast(create_event("after"))
+            assert stream.statistics().published == 3
+        assert received(socket) == observed == [0, 1, "after"]
+
+    async def test_a_broadcast_that_waits_when_the_stream_closes_is_told_so(self) -> None:
+        observed: list[Any] = []
+        stream = WebSocketStream(buffer_size=1, overflow="block")
+        await stream.as_stream().subscribe(lambda event: observed.append(event.data))
+        await self.behind(stream, 2)
+        waiting = asyncio.create_task(stream.broadcast(create_event("late")))
+        await settle()
+        await stream.aclose(drain=False)
+        with pytest.raises(StreamClosed):
+            await waiting
+        assert stream.statistics().published == len(observed) == 2
 
     async def test_an_unknown_policy_is_refused(self) -> None:
         with pytest.raises(ValueError, match="drop_oldest"):

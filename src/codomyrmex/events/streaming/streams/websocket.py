@@ -92,9 +92,9 @@ class _Client:
         self._waiting_for_close: Waiters = []
 
     async def _send_next(self, message: _Message) -> None:
-        while (loss := self.queue.due_loss(before_last=True)) is not None:
-            await self._send(loss.to_json())
         try:
+            while (loss := self.queue.due_loss(before_last=True)) is not None:
+                await self._send(loss.to_json())
             await self._send(message.text)
         except BaseException:
             message.settle(False)
@@ -267,10 +267,15 @@ class WebSocketStream:
         check_event(event)
         text = event.to_json()
         self._check_open()
-        await self._observers.publish(event)
-        while self._crowd:
+        # All waiting comes first, so that one who is cancelled while waiting has published nothing.
+        while True:
+            await self._observers._wait_for_room(event)
+            if not self._crowd:
+                break
             for queue in tuple(self._crowd):
                 await queue.room()
+        self._check_open()  # it may have been closed meanwhile
+        self._observers._append(event)
         self._feed(event, text)
         # Senders get a turn now, so that publishing in a loop does not outrun quick clients.
         await asyncio.sleep(0)
