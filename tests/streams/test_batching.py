@@ -387,6 +387,22 @@ class TestHandlers:
             await add_all(stream, range(3))
         assert late.batches == [[1], [2]]
 
+    async def test_a_task_that_a_handler_has_returned_ends_with_the_stream(self) -> None:
+        tasks: list[asyncio.Task[None]] = []
+
+        def handle(batch: list[Event]) -> asyncio.Task[None]:
+            tasks.append(asyncio.create_task(asyncio.sleep(1000)))
+            return tasks[-1]
+
+        stream = BatchingStream(batch_size=1)
+        stream.on_batch(handle)
+        adding = asyncio.create_task(stream.add(create_event(1)))
+        await asyncio.sleep(0)
+        await stream.as_stream().aclose(drain=False)
+        await adding
+        assert tasks[0].cancelled()
+        assert stream.statistics().dropped == 1
+
 
 class TestWithoutHandler:
     async def test_a_full_batch_takes_nothing_more_and_loses_nothing(self) -> None:

@@ -359,6 +359,22 @@ class TestSlowConsumers:
             await publish_all(stream, range(900))
         assert data_of(await read(stream, subscription)) == list(range(900))
 
+    async def test_a_key_function_that_is_cancelled_keeps_no_event_from_anybody(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def key(event: Event) -> str:
+            raise asyncio.CancelledError
+
+        async with AsyncStream() as stream:
+            readers = [
+                reading(stream, await stream.subscribe(overflow="latest_by_key", key=key)),
+                reading(stream, await stream.subscribe()),
+            ]
+            await publish_all(stream, range(3))
+        for reader in readers:
+            assert data_of(await reader) == [0, 1, 2]
+        assert "key function" in caplog.text
+
 
 class TestBroadcast:
     async def test_it_drops_where_a_queue_is_full_and_counts(self) -> None:
@@ -453,6 +469,69 @@ class TestFullBuffer:
         assert await waiting[1] is True
         await stream.stop()
         assert data_of(await read(stream, subscription)) == [0, 2]
+
+    async def test_one_cancelled_as_it_is_let_in_has_published_nothing(self) -> None:
+        stream = AsyncStream(buffer_size=2)
+        subscription = await stream.subscribe()
+        await publish_all(stream, range(2))
+        waiting = [asyncio.create_task(stream.publish(create_event(n))) for n in (2, 3, 4)]
+        await settle()
+        await stream.start()
+        asyncio.get_running_loop().call_soon(waiting[0].cancel)  # right after the dispatcher
+        assert await asyncio.gather(*waiting[1:]) == [True, True]
+        assert waiting[0].cancelled()
+        assert stream.statistics().published == 4
+        await stream.stop()
+        assert data_of(await read(stream, subscription)) == [0, 1, 3, 4]
+
+    @pytest.mark.real_time
+    async def test_one_in_another_loop_that_is_cancelled_as_it_is_let_in_takes_nothing_back(
+        self,
+    ) -> None:
+        stream = AsyncStream(buffer_size=1)
+        subscription = await stream.subscribe()
+        await stream.publish(create_event(0))
+        in_line = threading.Event()
+        let_in = threading.Event()
+
+        async def give_up() -> None:
+            publishing = asyncio.create_task(stream.publish(create_event(1)))
+            await asyncio.sleep(0)
+            in_line.set()
+            let_in.wait(PATIENCE)
+            publishing.cancel()
+            await asyncio.wait([publishing])
+
+        elsewhere = asyncio.create_task(asyncio.to_thread(asyncio.run, give_up()))
+        assert await asyncio.to_thread(in_line.wait, PATIENCE)
+        await stream.start()
+        await settle()
+        assert stream.statistics().published == 2
+        let_in.set()
+        await elsewhere
+        await stream.stop()
+        assert data_of(await read(stream, subscription)) == [0, 1]
+
+    async def test_one_that_leaves_the_line_as_it_is_let_in_takes_no_event_with_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stream = AsyncStream(buffer_size=1)
+        subscription = await stream.subscribe()
+        await stream.publish(create_event(0))
+        waiting = asyncio.create_task(stream.publish(create_event(1)))
+        await settle()
+
+        def full() -> bool:  # between two looks, as its publisher would in another thread
+            waiting.cancel()
+            stream._line.clear()
+            return False
+
+        monkeypatch.setattr(stream._buffer, "full", full)
+        await stream.start()
+        await settle()
+        assert waiting.cancelled()
+        await stream.stop()
+        assert data_of(await read(stream, subscription)) == [0]
 
     async def test_waiting_publishers_get_false_at_once_when_it_stops(self) -> None:
         async with AsyncStream(buffer_size=1) as stream:
@@ -1132,6 +1211,60 @@ class TestThreadsAndLoops:
         subscription = asyncio.run(first())
         assert stream.publish_nowait(create_event(1))
         assert data_of(asyncio.run(second(subscription))) == [1]
+
+    def test_a_loop_that_closes_before_it_has_dispatched_leaves_that_to_the_next(self) -> None:
+        stream = AsyncStream(heartbeat_interval=None)
+        loop = asyncio.new_event_loop()
+
+        async def first() -> str:
+            await stream.start()
+            return await stream.subscribe()
+
+        async def second(subscription: str) -> list[Event]:
+            assert await stream.publish(create_event(2))
+            async with asyncio.timeout(PATIENCE), aclosing(stream.consume(subscription)) as events:
+                return [await anext(events) for _ in range(2)]
+
+        subscription = loop.run_until_complete(first())
+        assert stream.publish_nowait(create_event(1))
+        loop.close()
+        assert data_of(run(second(subscription))) == [1, 2]
+
+    def test_a_loop_that_closes_while_a_consumer_blocks_leaves_the_rest_to_the_next(self) -> None:
+        stream = AsyncStream(heartbeat_interval=None)
+
+        async def first() -> str:
+            await stream.start()
+            subscription = await stream.subscribe(1, overflow="block")
+            await publish_all(stream, range(3))
+            await settle()
+            return subscription
+
+        async def second(subscription: str) -> list[Event]:
+            async with asyncio.timeout(PATIENCE), aclosing(stream.consume(subscription)) as events:
+                return [await anext(events) for _ in range(3)]
+
+        subscription = run(first())
+        assert data_of(run(second(subscription))) == [0, 1, 2]
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+    @pytest.mark.real_time
+    async def test_a_child_without_a_loop_publishes_where_one_waited_in_its_parent(self) -> None:
+        async with AsyncStream() as stream:
+            reader = reading(stream, await stream.subscribe())
+            await settle()
+            full = await stream.subscribe(1)
+            stream._subscribers[full].put_nowait(create_event("full"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if child == 0:  # pragma: no cover - in the child
+                try:
+                    os._exit(0 if stream.publish_nowait(create_event("child")) else 1)
+                finally:
+                    os._exit(2)
+            assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
+        assert await reader == []
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
     def test_one_made_before_a_fork_works_in_the_child(self) -> None:

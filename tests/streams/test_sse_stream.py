@@ -524,6 +524,27 @@ class TestHandlers:
         assert stream.statistics().queues[subscription.id].size == 5
         assert caplog.records == []
 
+    async def test_get_an_event_while_a_reader_comes_that_takes_over_what_was_queued(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stream, got = SSEStream(buffer_size=2), list[Any]()
+        subscription = await stream.subscribe(lambda event: got.append(event.data))
+        await publish_all(stream, 0, 1)
+        queue = stream._queues[subscription.id]
+        readers: list[Any] = []
+
+        def full() -> bool:  # as if the reader came in another thread, right after this look
+            readers.append(stream.events(subscription.id, "1"))
+            return True
+
+        with monkeypatch.context() as patched:
+            patched.setattr(queue, "full", full)
+            await publish_all(stream, 2)
+        await stream.aclose()
+        assert got == [0, 1, 2]
+        assert stream.statistics().failed == 0
+        assert await read(readers[0]) == [2]
+
     async def test_with_a_reader_that_came_late_who_is_told_what_it_missed(self) -> None:
         stream = SSEStream(buffer_size=5)
         subscription = await stream.subscribe(lambda event: None)

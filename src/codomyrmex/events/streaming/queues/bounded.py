@@ -376,6 +376,12 @@ class SubscriberQueue(asyncio.Queue[T]):
         while self._crowded:
             await wait_until(self._waiting_for_room, lambda: not self._crowded)
 
+    def forget_waiters(self) -> None:  # pragma: no cover - in forked children only
+        """Wake nobody who waits now: in a forked child nobody does any more."""
+        self._taker = None
+        for waiters in (self._writers, self._readers, self._joiners, self._waiting_for_room):
+            waiters.clear()
+
     @property
     def received(self) -> int:
         """How many items have stood in the queue."""

@@ -118,7 +118,7 @@ class KeyedQueue(SubscriberQueue[T]):
         try:
             key = self._make_key(item)
             hash(key)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             _logger.exception("key function %r failed on %r", self._make_key, item)
             return object()
         return key

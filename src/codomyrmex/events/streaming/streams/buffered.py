@@ -138,6 +138,8 @@ class AsyncStream:
         self._scheduled = False
         self._awaited.clear()
         self._line.clear()  # publishers in the parent
+        for queue in self._subscribers.values():
+            queue.forget_waiters()
 
     async def start(self) -> None:
         """Begin to dispatch, what collected before first. Again does nothing.
@@ -268,7 +270,8 @@ class AsyncStream:
                 )
                 waiting.taken = False
         except BaseException:
-            self._leave_line(waiting)
+            if not self._leave_line(waiting) and waiting.taken:
+                self._take_out(event)
             raise
         if waiting.taken is False:
             self._refused += 1
@@ -283,11 +286,26 @@ class AsyncStream:
             return False
         return True
 
+    def _take_out(self, event: Event) -> None:
+        """Take an event out of the buffer that was let in as its publisher was cancelled.
+
+        On the dispatcher's loop, where it is still there: its publisher is woken before it goes on.
+        """
+        if self._loop is not running_loop():
+            return  # events are taken out meanwhile
+        items = self._items
+        with suppress(StopIteration):  # the dispatcher had been called once more already
+            del items[next(at for at in reversed(range(len(items))) if items[at] is event)]
+            self._let_in()
+
     def _let_in(self) -> None:
         """Take the events of those who stand in line, as far as there is room."""
         line = self._line
         while line and not self._buffer.full():
-            waiting = line.popleft()
+            try:
+                waiting = line.popleft()
+            except IndexError:  # the last has just left it, in another thread
+                return
             self._buffer.force(waiting.event)
             waiting.end(True)
 
@@ -369,6 +387,9 @@ class AsyncStream:
             raise UnknownSubscription(subscription_id)
         if queue.reading and subscription_id in self._readers:
             raise AlreadyConsumed(subscription_id)
+        if self._running and self._loop is not None and self._loop.is_closed():
+            self._scheduled = False  # what that loop has not dispatched is for this one
+            self._schedule()
         reader = prime(
             queue.iterate(
                 idle=idle,

@@ -589,7 +589,10 @@ class DispatchingStream(Stream):
         self._waiting.clear()
         for subscription in self._subscriptions.values():
             subscription._loop = None
+        for queue in self._queues.values():
+            queue.forget_waiters()
         for runner in (*self._runners.values(), *self._leaving):
+            runner.queue.forget_waiters()
             runner.leave_loop()
 
 

@@ -322,8 +322,9 @@ class SerialRunner(Generic[T]):
         Tasks that wait in the queue are cancelled as well.
         """
         for item in self.queue.snapshot():
-            if isinstance(item, asyncio.Future):
-                _cancel(item)
+            future = item.awaitable if isinstance(item, Unfinished) else item
+            if isinstance(future, asyncio.Future):
+                _cancel(future)
         self.stop()
         if self._task is not None and not self.runs_here:
             _cancel(self._task)

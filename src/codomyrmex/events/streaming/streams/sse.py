@@ -109,7 +109,7 @@ class SSEStream(DispatchingStream):
 
         def deliver(event: Event) -> Any:
             if keeps_latest and not queue.reading and queue.full():
-                queue.get_nowait()
+                queue.take(1)  # or none, if one who begins to read has been quicker
             queue.feed(event)
             handler = receive or subscription.handler
             return None if handler is None else handler(event)
