@@ -11,8 +11,10 @@ from codomyrmex.events.streaming import errors
 from codomyrmex.events.streaming.errors import (
     AlreadyConsumed,
     EncodeError,
+    IdConflict,
     MissingExtra,
     StreamingError,
+    TooLarge,
     UnknownSubscription,
 )
 
@@ -25,10 +27,12 @@ EXAMPLES = {
     "unknown": UnknownSubscription("abc"),
     "consumed": AlreadyConsumed("abc"),
     "extra": MissingExtra("serve", "server"),
+    "conflict": IdConflict("event-7"),
+    "large": TooLarge("event-7", 11, 10),
     **{
         cls.__name__: cls("what went wrong")
         for cls in CLASSES
-        if cls not in (EncodeError, UnknownSubscription, AlreadyConsumed, MissingExtra)
+        if "__init__" not in vars(cls)
     },
 }
 
@@ -86,6 +90,14 @@ def test_the_errors_of_subscriptions_carry_the_id() -> None:
     assert unknown.subscription_id == consumed.subscription_id == "abc"
     assert str(unknown) == "no subscription has the id 'abc'"
     assert str(consumed) == "subscription 'abc' has a reader already; subscribe once per reader"
+
+
+def test_the_errors_of_logs_carry_what_is_wrong() -> None:
+    conflict, large = IdConflict("event-7"), TooLarge("event-7", 11, 10)
+    assert conflict.event_id == large.event_id == "event-7"
+    assert (large.size, large.limit) == (11, 10)
+    assert str(conflict) == "the log holds another event with the id 'event-7'"
+    assert str(large) == "event 'event-7' has 11 bytes; this log takes up to 10"
 
 
 def test_a_missing_extra_says_what_to_type() -> None:

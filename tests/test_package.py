@@ -128,7 +128,7 @@ class TestWhatItOffers:
             *errors.__all__,
             *hub.__all__,
             *stream.__all__,
-            *(set(models.__all__) - {"Filter", "Handler", "control_event"}),
+            *(set(models.__all__) - {"Filter", "Handler", "check_event", "control_event"}),
             *(set(processors.__all__) - {"ErrorPolicy"}),
             *(set(subscribers.__all__) & {"Overflow", "QueueStatistics", "SubscriberQueue"}),
             *(set(topics.__all__) & {"Exact", "Pattern"}),

@@ -20,7 +20,13 @@ from hypothesis.stateful import (
 )
 
 from codomyrmex.events.streaming import Exact, Pattern, TopicError
-from codomyrmex.events.streaming.topics import TopicIndex, check_topic, is_pattern, matches
+from codomyrmex.events.streaming.topics import (
+    Selection,
+    TopicIndex,
+    check_topic,
+    is_pattern,
+    matches,
+)
 
 LIMIT = 1024  # bytes
 
@@ -256,6 +262,19 @@ class TestWhatMatches:
         assert not matches(worst, topic)
         assert index.match(topic) == ()
         assert time.perf_counter() - started < 1
+
+
+class TestSelection:
+    def test_of_several_topics_one_is_enough(self) -> None:
+        selection = Selection(["orders.new", "users.*"])
+        assert selection.matches(["nothing", "users.ada"])
+        assert selection.matches(["orders.new"])
+        assert not selection.matches(["orders.old", "users"])
+        assert not selection.matches([])
+
+    def test_everything_is_also_what_has_no_topic(self) -> None:
+        assert Selection(["a", "*"]).matches([])
+        assert Selection("*").every
 
 
 class Everyone(RuleBasedStateMachine):

@@ -11,6 +11,8 @@
     ├── UnknownSubscription (LookupError)   no subscription has this id (any more)
     ├── AlreadyConsumed (RuntimeError)      a second reader of one subscription
     ├── NoBatchHandler (RuntimeError)       a full batch with nowhere to go
+    ├── IdConflict (ValueError)             a log has another event with this id
+    ├── TooLarge (ValueError)               an event is larger than a log takes
     └── MissingExtra (ImportError)          an optional dependency is not installed
 
 Each inherits the builtin it is a case of, so that code which knows only builtins catches it
@@ -25,11 +27,13 @@ __all__ = [
     "EncodeError",
     "EventError",
     "FrameError",
+    "IdConflict",
     "MissingExtra",
     "NoBatchHandler",
     "PublishTimeout",
     "StreamClosed",
     "StreamingError",
+    "TooLarge",
     "TopicError",
     "UnknownSubscription",
 ]
@@ -130,6 +134,42 @@ class AlreadyConsumed(StreamingError, RuntimeError):
 
 class NoBatchHandler(StreamingError, RuntimeError):
     """A batch is full and no handler was registered to take it; the event was not added."""
+
+
+class IdConflict(StreamingError, ValueError):
+    """A log holds another event with this id: not the same one, published again.
+
+    Attributes:
+        event_id: the id.
+    """
+
+    def __init__(self, event_id: str) -> None:
+        super().__init__(event_id)
+        self.event_id = event_id
+
+    def __str__(self) -> str:
+        return f"the log holds another event with the id {shown(self.event_id)}"
+
+
+class TooLarge(StreamingError, ValueError):
+    """An event is larger than a log takes.
+
+    Attributes:
+        event_id: its id.
+        size: how many bytes it has.
+        limit: how many it may have.
+    """
+
+    def __init__(self, event_id: str, size: int, limit: int) -> None:
+        super().__init__(event_id, size, limit)
+        self.event_id = event_id
+        self.size = size
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"event {shown(self.event_id)} has {self.size} bytes; this log takes up to {self.limit}"
+        )
 
 
 class MissingExtra(StreamingError, ImportError):

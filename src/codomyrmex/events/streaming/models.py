@@ -347,7 +347,7 @@ class Event:
     def _text(self, content_type: object) -> str:
         """The data as its content type says: JSON, or the text that it is."""
         data = self.data
-        if _is_json(content_type):
+        if is_json(content_type):
             return json.encode(data)
         if not isinstance(data, str):
             raise EncodeError(f"data of type {content_type} is a str, not {type(data).__name__}")
@@ -399,7 +399,7 @@ class Event:
         if frame.event.startswith(_RESERVED_PREFIX):
             metadata["control"] = True
         data: Any = frame.data
-        if _is_json(content_type):
+        if is_json(content_type):
             try:
                 data = json.decode(frame.data)
             except DecodeError:
@@ -448,7 +448,7 @@ Event.timestamp = property(_get_timestamp, _set_timestamp)  # type: ignore[assig
 _new_event: Callable[[type[Event]], Event] = Event.__new__
 
 
-def _is_json(content_type: object) -> bool:
+def is_json(content_type: object) -> bool:
     """Whether a content type says JSON (WHATWG MIME Sniffing, section 4.6), as none at all does."""
     if not content_type:
         return True

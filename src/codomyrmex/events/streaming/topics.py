@@ -17,7 +17,16 @@ from typing import Generic, TypeAlias, TypeVar
 
 from .errors import TopicError, shown
 
-__all__ = ["Exact", "Pattern", "TopicFilter", "TopicIndex", "check_topic", "is_pattern", "matches"]
+__all__ = [
+    "Exact",
+    "Pattern",
+    "Selection",
+    "TopicFilter",
+    "TopicIndex",
+    "check_topic",
+    "is_pattern",
+    "matches",
+]
 
 MAX_TOPIC_BYTES = 1024
 _CACHED_TOPICS = 65_536
@@ -140,17 +149,44 @@ def matches(topics: TopicFilter, topic: str | None) -> bool:
     Raises:
         TopicError: `topics` cannot be a topic filter.
     """
-    for selector in _selectors(topics):
-        if selector == _EVERY:
+    return Selection(topics).matches((topic,) if isinstance(topic, str) else ())
+
+
+class Selection:
+    """What a topic filter means, taken apart once by who will ask it often.
+
+    Attributes:
+        topics: the filter itself.
+        every: whether everything matches, what has no topic included.
+        exact: the topics that match literally.
+        patterns: the tokens of the patterns.
+
+    Raises:
+        TopicError: `topics` cannot be a topic filter.
+    """
+
+    __slots__ = ("every", "exact", "patterns", "topics")
+
+    def __init__(self, topics: TopicFilter) -> None:
+        selectors = _selectors(topics)
+        self.topics = topics
+        self.every = _EVERY in selectors
+        self.exact = tuple(each.topic for each in selectors if isinstance(each, Exact))
+        self.patterns = tuple(each for each in selectors if isinstance(each, tuple))
+
+    def matches(self, topics: Sequence[str]) -> bool:
+        """Whether something with these topics, of which there may be none, is selected."""
+        if self.every:
             return True
-        if not isinstance(topic, str):
-            continue
-        if isinstance(selector, Exact):
-            if selector.topic == topic:
+        exact, patterns = self.exact, self.patterns
+        for topic in topics:
+            if topic in exact:
                 return True
-        elif _matches_tokens(selector, topic.split(".")):
-            return True
-    return False
+            if patterns:
+                tokens = topic.split(".")
+                if any(_matches_tokens(pattern, tokens) for pattern in patterns):
+                    return True
+        return False
 
 
 class _Node(Generic[T]):

@@ -1,0 +1,31 @@
+"""Logs: ordered, replayable, bounded records of events."""
+
+from .base import (
+    EARLIEST,
+    LATEST,
+    Batch,
+    Capabilities,
+    Gap,
+    Location,
+    Log,
+    LogStatistics,
+    Retention,
+    open_log,
+)
+from .memory import MemoryLog
+from .record import Record
+
+__all__ = [
+    "EARLIEST",
+    "LATEST",
+    "Batch",
+    "Capabilities",
+    "Gap",
+    "Location",
+    "Log",
+    "LogStatistics",
+    "MemoryLog",
+    "Record",
+    "Retention",
+    "open_log",
+]

@@ -1,0 +1,522 @@
+"""What every log is: append, read, tail, locate; retention; and gaps that are always told.
+
+A log has one order. Whoever reads it remembers a *cursor*: the id of the last event it has got. A
+log knows where that was as long as the event is retained, and for a while after. What a reader
+asked for and cannot have any more is a *gap*, and is told as one; what others' topics have lost is
+not.
+"""
+
+import asyncio
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Final, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
+
+from ..errors import EventError, TooLarge
+from ..models import Event, check_event
+from ..topics import Selection, TopicFilter
+from ..wakeups import Waiters, wait_until, wake_all
+from .record import Record
+
+__all__ = [
+    "EARLIEST",
+    "LATEST",
+    "Batch",
+    "Capabilities",
+    "Follower",
+    "Gap",
+    "Location",
+    "Log",
+    "LogStatistics",
+    "Page",
+    "Retention",
+    "as_record",
+    "open_log",
+    "retention_of",
+]
+
+EARLIEST: Final = "earliest"
+"""The cursor before everything that is retained. No event has it for an id."""
+
+LATEST: Final = "latest"
+"""The cursor after everything there is now. No event has it for an id."""
+
+PAGE: Final = 1000
+"""Records to a batch, by default."""
+
+REPLAY_LIMIT: Final = 100_000
+"""Records that a tail begins with at most, by default."""
+
+MAX_SIZE: Final = 1 << 20
+"""Bytes that an event may have, by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much a log keeps. Whatever limit is reached first, the oldest go.
+
+    Attributes:
+        count: events; None: any number.
+        bytes: bytes, by `Record.size`; None: any number.
+        age: seconds since the log took an event; None: any age.
+
+    Raises:
+        ValueError: a limit that is not above 0.
+    """
+
+    count: int | None = None
+    bytes: int | None = None
+    age: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("count", "bytes", "age"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise ValueError(f"retention by {name} is above 0, not {limit}")
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a kind of log can do beyond what all can.
+
+    Attributes:
+        durable: it survives the end of the process.
+        shared: several processes may append to it and tail it.
+        counts_missed: a `Gap` says how many events are missing, where that can be known.
+    """
+
+    durable: bool
+    shared: bool
+    counts_missed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Something a reader asked for and may read that it does not get.
+
+    Attributes:
+        after: the cursor after which it is missing.
+        reason: ``trimmed``: retention was quicker; ``unknown``: the log does not know the cursor,
+            so something may be missing; ``limit``: there was more to replay than is allowed.
+        missed: how many events that is; None: not known.
+    """
+
+    after: str
+    reason: Literal["trimmed", "unknown", "limit"]
+    missed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records in their order, and the place after them.
+
+    Attributes:
+        records: the records.
+        cursor: where to read on. It may be further than the last record: what comes in between
+            was not asked for.
+        gap: what is missing before the first record, if anything is.
+        is_last: whether this was all there was when it was read.
+    """
+
+    records: list[Record]
+    cursor: str
+    gap: Gap | None = None
+    is_last: bool = True
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __bool__(self) -> bool:
+        """Whether it says anything: a record, or a gap."""
+        return bool(self.records) or self.gap is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a cursor is.
+
+    Attributes:
+        status: ``found``; ``trimmed``: what it names is not retained any more, but the log knows
+            where that was; ``unknown``: it does not.
+        position: the position of what it names; None: unknown.
+        missed: how many of the events that were asked for have been trimmed after it; None: not
+            known, at least one if the cursor is known.
+        earliest: id of the first event that is retained, whatever its topics; None: there is none.
+        latest: id of the last.
+    """
+
+    status: Literal["found", "trimmed", "unknown"]
+    position: int | None
+    missed: int | None
+    earliest: str | None
+    latest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogStatistics:
+    """Counts since a log was opened, and what it holds, as of one moment.
+
+    Attributes:
+        appended: events that were stored.
+        repeated: events that were there already, published again.
+        trimmed: events that retention took.
+        records: events it holds.
+        bytes: bytes it holds, by `Record.size`.
+        earliest: id of the first event it holds.
+        latest: id of the last.
+        readers: tails that are open.
+    """
+
+    appended: int
+    repeated: int
+    trimmed: int
+    records: int
+    bytes: int
+    earliest: str | None
+    latest: str | None
+    readers: int
+
+
+@dataclass(slots=True)
+class Page:
+    """What a log gives a reader: the inside of a `Batch`.
+
+    Attributes:
+        records: records after the position that was asked for.
+        reached: the position up to which nothing else was asked for.
+        cursor: the id of what is there, or of something before it.
+        is_last: whether there was nothing after `reached`.
+        missed: how many of those asked for had been trimmed; None: some, not known how many.
+    """
+
+    records: list[Record]
+    reached: int
+    cursor: str
+    is_last: bool
+    missed: int | None
+
+
+class Follower:
+    """A reader that waits for what is appended. Woken from any thread.
+
+    Attributes:
+        selection: what it waits for.
+        news: whether something may have come since it last looked.
+        ended: whether nothing will come any more.
+    """
+
+    __slots__ = ("__weakref__", "_waiters", "ended", "news", "selection")
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+        self.news = False
+        self.ended = False
+        self._waiters: Waiters = []
+
+    def notify(self) -> None:
+        """Something was appended. From any thread."""
+        self.news = True
+        if self._waiters:
+            wake_all(self._waiters)
+
+    def end(self) -> None:
+        """Nothing will come any more. From any thread."""
+        self.ended = True
+        self.notify()
+
+    async def wait(self) -> None:
+        """Wait until `notify` has been called since `news` was last set to False."""
+        while not self.news:
+            await wait_until(self._waiters, lambda: self.news)
+
+
+class Log(ABC):
+    """An ordered, replayable, bounded record of events.
+
+    As an async context manager it is closed at the end of the block. Any event loop may use it.
+
+    Attributes:
+        capabilities: what this kind of log can do beyond what all can.
+        retention: how much it keeps.
+        max_size: bytes that an event may have, by `Record.size`.
+    """
+
+    capabilities: ClassVar[Capabilities]
+    retention: Retention
+    max_size: int
+
+    async def append(self, entries: "Iterable[Event | Record]", /) -> list[Record]:
+        """Store events at the end; whole or not at all. Returns when they are stored.
+
+        An event that the log holds already, with the same id, topics, type, body and metadata, is
+        not stored again.
+
+        Args:
+            entries: events, or records made by `Record.of`, which can say more.
+
+        Returns:
+            For each entry its record as it is stored, in the order in which they were given.
+
+        Raises:
+            IdConflict: the log holds another event with the same id.
+            TooLarge: an event has more bytes than the log takes.
+            EncodeError: an event has no JSON form.
+            EventError: an event's id is one of the names that cursors have.
+            TopicError: events cannot be published to one of the topics.
+            StreamClosed: the log has been closed.
+        """
+        return await self._append([as_record(entry, self.max_size) for entry in entries])
+
+    async def locate(self, cursor: str, topics: TopicFilter = "*") -> Location:
+        """Find where a cursor is, and what a reader of these topics has missed after it.
+
+        Raises:
+            TopicError: `topics` cannot be a topic filter.
+            StreamClosed: the log has been closed.
+        """
+        return await self._locate(cursor, Selection(topics))
+
+    async def trim(self) -> int:
+        """Apply the retention now, which otherwise happens in the background.
+
+        Returns:
+            How many events have gone.
+
+        Raises:
+            StreamClosed: the log has been closed.
+        """
+        trimmed = 0
+        while step := await self._trim_step():
+            trimmed += step
+            await asyncio.sleep(0)
+        return trimmed
+
+    @abstractmethod
+    def statistics(self) -> LogStatistics:
+        """Counts since the log was opened, as of now."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what is being stored, and end all tails. Again does nothing."""
+
+    # What a kind of log has to do.
+
+    @abstractmethod
+    async def _append(self, drafts: list[Record]) -> list[Record]:
+        """`append`, of records that have been checked."""
+
+    @abstractmethod
+    async def _trim_step(self) -> int:
+        """Apply the retention to some records; returns to how many, 0: there were none."""
+
+    @abstractmethod
+    async def _locate(self, cursor: str, selection: Selection) -> Location:
+        """`locate`."""
+
+    @abstractmethod
+    async def _begin(self, after: str, selection: Selection) -> tuple[int, Gap | None]:
+        """The position at which to read on after a cursor, and what is missing before that.
+
+        For a cursor that is not known: before the first record there is.
+        """
+
+    @abstractmethod
+    async def _end(self) -> int:
+        """The position of the last record there is or was."""
+
+    @abstractmethod
+    async def _page(self, after: int, selection: Selection, limit: int) -> Page:
+        """Selected records after a position: `limit` of them, or all there are."""
+
+    @abstractmethod
+    async def _before_last(
+        self, count: int, after: int, selection: Selection
+    ) -> tuple[int, int | None]:
+        """The position after which, as things stand, come the last `count` selected records.
+
+        Returns:
+            That position, not before `after`; and how many selected records there are between
+            them, None: not known.
+        """
+
+    @abstractmethod
+    def _follow(self, selection: Selection) -> Follower:
+        """Notify a follower of what is appended, until `_unfollow`."""
+
+    @abstractmethod
+    def _unfollow(self, follower: Follower) -> None: ...
+
+    async def read(
+        self, after: str = EARLIEST, topics: TopicFilter = "*", *, limit: int = PAGE
+    ) -> Batch:
+        """The next records after a cursor; an empty batch at the end.
+
+        Args:
+            after: a cursor: an event's id, `EARLIEST` or `LATEST`, or what a batch says.
+            topics: which events: a topic, a pattern, or several of them.
+            limit: how many at most.
+
+        Raises:
+            TopicError: `topics` cannot be a topic filter.
+            ValueError: a limit below 1.
+            StreamClosed: the log has been closed.
+        """
+        selection = _checked(topics, limit)
+        position, gap = await self._begin(after, selection)
+        page = await self._page(position, selection, limit)
+        return Batch(page.records, page.cursor, _missing(gap, after, page), page.is_last)
+
+    async def tail(
+        self,
+        after: str = LATEST,
+        topics: TopicFilter = "*",
+        *,
+        last: int | None = None,
+        limit: int = PAGE,
+        replay_limit: int = REPLAY_LIMIT,
+    ) -> AsyncGenerator[Batch, None]:
+        """Records after a cursor, and then those that are appended, until the log is closed.
+
+        Without a gap or a duplicate where history ends. It begins when its first batch is asked
+        for: that is when `LATEST` is. A batch has at least one record, or tells of a gap: one that
+        is passed by retention while it reads is told so.
+
+        Args:
+            after: a cursor: an event's id, `EARLIEST` or `LATEST`, or what a batch says.
+            topics: which events: a topic, a pattern, or several of them.
+            last: begin with so many of the latest events instead of at a cursor.
+            limit: records to a batch at most.
+            replay_limit: records of history at most; what comes before the last so many is a gap.
+
+        Raises:
+            TopicError: `topics` cannot be a topic filter.
+            ValueError: a limit below 1, or `last` below 0.
+            StreamClosed: the log has been closed.
+        """
+        selection = _checked(topics, limit)
+        if last is not None and last < 0:
+            raise ValueError(f"last is a number of events, 0 or more, not {last}")
+        follower = self._follow(selection)
+        try:
+            if last is None:
+                position, gap = await self._begin(after, selection)
+            else:
+                (position, gap), after = await self._begin(EARLIEST, selection), EARLIEST
+                position, _ = await self._before_last(last, position, selection)
+            if replay_limit < (await self._end()) - position:
+                start, skipped = await self._before_last(replay_limit, position, selection)
+                if skipped != 0:
+                    before = None if gap is None else gap.missed
+                    missed = skipped if gap is None else _sum(before, skipped)
+                    gap = Gap(after, "limit" if gap is None else gap.reason, missed)
+                position = start
+            while not follower.ended:
+                follower.news = False
+                page = await self._page(position, selection, limit)
+                gap = _missing(gap, after, page)
+                position, after = page.reached, page.cursor
+                if page.records or gap is not None:
+                    batch = Batch(page.records, page.cursor, gap, page.is_last)
+                    gap = None
+                    yield batch
+                else:
+                    await follower.wait()
+        finally:
+            self._unfollow(follower)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def _checked(topics: TopicFilter, limit: int) -> Selection:
+    if limit < 1:
+        raise ValueError(f"limit is a number of records, 1 or more, not {limit}")
+    return Selection(topics)
+
+
+def _missing(gap: Gap | None, after: str, page: Page) -> Gap | None:
+    """The gap before a page, with what the page itself tells."""
+    if page.missed == 0:
+        return gap
+    if gap is None:
+        return Gap(after, "trimmed", page.missed)
+    return Gap(gap.after, gap.reason, _sum(gap.missed, page.missed))
+
+
+def _sum(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else first + second
+
+
+_LOGS: Final = {"memory": ".memory:MemoryLog"}
+"""By scheme of a URL: where the class of a log is."""
+
+
+def open_log(url: str, **options: Any) -> Log:
+    """The log that a URL names: ``memory://``.
+
+    Args:
+        url: its scheme chooses the kind of log; its query may hold limits of retention:
+            ``memory://?count=5000&bytes=1000000&age=3600``.
+        options: what that kind of log takes besides, by name.
+
+    Raises:
+        ValueError: no kind of log has this scheme, or the URL says what it does not take.
+    """
+    parts = urlsplit(url)
+    where = _LOGS.get(parts.scheme)
+    if where is None:
+        known = ", ".join(f"{scheme}://" for scheme in sorted(_LOGS))
+        raise ValueError(f"a log's URL begins with one of {known}; this is {url!r:.100}")
+    module, _, name = where.partition(":")
+    kind: Any = getattr(importlib.import_module(module, __package__), name)
+    log: Log = kind.from_url(parts, **options)
+    return log
+
+
+def as_record(entry: "Event | Record", max_size: int) -> Record:
+    """What is to be appended as a record, checked.
+
+    Raises:
+        TooLarge: it has more bytes than that.
+        EventError: its id is one of the names that cursors have.
+        TypeError: it is neither.
+    """
+    if not isinstance(entry, Record):
+        check_event(entry)
+        entry = Record.of(entry)
+    if entry.size > max_size:
+        raise TooLarge(entry.id, entry.size, max_size)
+    if entry.id in (EARLIEST, LATEST):
+        raise EventError(f"no event in a log has the id {entry.id!r}: it is a cursor's")
+    return entry
+
+
+def retention_of(query: str) -> Retention:
+    """The retention that the query of a URL says.
+
+    Raises:
+        ValueError: something else is in it, or a limit is no number above 0.
+    """
+    limits: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True, strict_parsing=True):
+        if name not in ("count", "bytes", "age") or name in limits:
+            raise ValueError(f"a log's URL says count, bytes and age, each once, not {name!r:.100}")
+        try:
+            limits[name] = float(text) if name == "age" else int(text)
+        except ValueError:
+            raise ValueError(f"{name} in a log's URL is a number, not {text!r:.100}") from None
+    return Retention(**limits)

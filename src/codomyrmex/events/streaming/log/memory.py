@@ -1,0 +1,441 @@
+"""`MemoryLog`: a log in this process's memory."""
+
+import sys
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from heapq import merge
+from itertools import groupby, islice
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import SplitResult
+
+from ..errors import IdConflict, StreamClosed
+from ..forks import follow_forks
+from ..topics import Selection, TopicIndex
+from .base import (
+    EARLIEST,
+    LATEST,
+    MAX_SIZE,
+    Capabilities,
+    Follower,
+    Gap,
+    Location,
+    Log,
+    LogStatistics,
+    Page,
+    Retention,
+    retention_of,
+)
+from .record import Record
+
+__all__ = ["MemoryLog"]
+
+_MOST_REMEMBERED = 10_000
+"""Trimmed ids whose positions are remembered, and topics whose last trimmed position is."""
+
+_SCANNED_AT_ONCE = 1000
+"""Records that are looked at one by one rather than found by their topics."""
+
+_TRIMMED_AT_ONCE = 1000
+"""Records that go because of their age before others get a turn."""
+
+_RETENTION = Retention(count=10_000, bytes=64 << 20)
+_NEVER = (0, "")
+_NOWHERE = (0, 0)
+
+
+def _microseconds() -> int:
+    return time.time_ns() // 1000
+
+
+class MemoryLog(Log):
+    """A ring of records in memory, which all readers share.
+
+    Retention is applied as events are appended, and by age whenever the log is used as well. Any
+    thread and any event loop may use it.
+
+    Args:
+        retention: how much is kept; by default 10 000 events or 64 MiB, of any age.
+        max_size: bytes that an event may have, by `Record.size`.
+        clock: microseconds since 1970.
+    """
+
+    capabilities: ClassVar = Capabilities(durable=False, shared=False)
+
+    def __init__(
+        self,
+        retention: Retention = _RETENTION,
+        *,
+        max_size: int = MAX_SIZE,
+        clock: Callable[[], int] = _microseconds,
+    ) -> None:
+        self.retention = retention
+        self.max_size = max_size
+        self._clock = clock
+        self._lock = threading.Lock()
+        # The records from `_head` on are retained; their positions are those from `_first` on.
+        self._records: list[Record] = []
+        self._head = 0
+        self._first = 1
+        self._bytes = 0
+        self._by_id: dict[str, Record] = {}
+        self._by_topic: dict[str, _Places] = {}
+        # What has been trimmed: the ids of the last ones, and the last position of each topic.
+        self._trimmed_ids: dict[str, int] = {}
+        self._last_trimmed: dict[str, tuple[int, str]] = {}
+        self._last_trimmed_ids: dict[str, tuple[int, int]] = {}  # and for how many topics
+        self._forgotten = 0  # of topics that have been forgotten, the last position trimmed
+        self._followers: TopicIndex[Follower] = TopicIndex()
+        self._readers: dict[Follower, str] = {}
+        self._serial = 0
+        self._closed = False
+        self._appended = 0
+        self._repeated = 0
+        self._trimmed = 0
+        follow_forks(self)
+
+    @classmethod
+    def from_url(cls, url: SplitResult, **options: Any) -> Self:
+        """The log of a URL ``memory://?count=5000``.
+
+        Raises:
+            ValueError: the URL says more than limits of retention.
+        """
+        if url.netloc or url.path or url.fragment:
+            raise ValueError(f"memory:// is followed by nothing but a query: {url.geturl()!r:.100}")
+        if url.query:
+            options["retention"] = retention_of(url.query)
+        return cls(**options)
+
+    def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
+        self._lock = threading.Lock()
+
+    # Appending.
+
+    async def _append(self, drafts: list[Record]) -> list[Record]:
+        with self._lock:
+            self._check_open()
+            stored, fresh = self._place(drafts)
+            for record in fresh:
+                self._add(record)
+            self._repeated += len(drafts) - len(fresh)
+            self._trim_some(2 * len(fresh) + _TRIMMED_AT_ONCE)
+            followers = self._followers_of(fresh)
+        for follower in followers:
+            follower.notify()
+        return stored
+
+    def _place(self, drafts: list[Record]) -> tuple[list[Record], list[Record]]:
+        """What is to be returned for these, and what of it is to be stored. Changes nothing."""
+        now = self._clock()
+        position = self._end_position()
+        fresh: dict[str, Record] = {}
+        stored: list[Record] = []
+        for draft in drafts:
+            known = self._by_id.get(draft.id) or fresh.get(draft.id)
+            if known is None:
+                position += 1
+                known = fresh[draft.id] = Record(position, *draft[1:8], now)
+            elif not known.says_the_same(draft):
+                raise IdConflict(draft.id)
+            stored.append(known)
+        return stored, list(fresh.values())
+
+    def _add(self, record: Record) -> None:
+        self._records.append(record)
+        self._by_id[record.id] = record
+        self._bytes += record.size
+        self._appended += 1
+        for topic in record.topics:
+            places = self._by_topic.get(topic)
+            if places is None:
+                places = self._by_topic[topic] = _Places()
+            places.append(record.position)
+
+    def _followers_of(self, records: list[Record]) -> list[Follower]:
+        """Who waits for any of these, once each."""
+        if not self._readers:
+            return []
+        found: dict[Follower, None] = {}
+        for topic in dict.fromkeys(
+            topic for record in records for topic in (record.topics or (None,))
+        ):
+            found.update(dict.fromkeys(self._followers.match(topic)))
+        return list(found)
+
+    # Trimming.
+
+    def _trim_some(self, most: int) -> int:
+        """Let go what retention does not allow: all above the bounds, of the aged so many.
+
+        The last record stays, whatever the bounds.
+        """
+        keep = self.retention
+        most_records = keep.count or sys.maxsize
+        most_bytes = keep.bytes or sys.maxsize
+        since = None if keep.age is None else self._clock() - int(keep.age * 1_000_000)
+        records = self._records
+        trimmed = 0
+        while (held := len(records) - self._head) > 1:
+            if held <= most_records and self._bytes <= most_bytes:
+                aged = since is not None and records[self._head].time <= since
+                if not aged or trimmed >= most:
+                    break
+            self._let_go(records[self._head])
+            trimmed += 1
+        if self._head > 1024 and self._head * 2 > len(records):
+            del records[: self._head]
+            self._head = 0
+        self._trimmed += trimmed
+        return trimmed
+
+    def _let_go(self, record: Record) -> None:
+        """Trim the first record, and remember where it was."""
+        self._head += 1
+        self._first += 1
+        self._bytes -= record.size
+        del self._by_id[record.id]
+        self._trimmed_ids.pop(record.id, None)
+        self._trimmed_ids[record.id] = record.position
+        if len(self._trimmed_ids) > _MOST_REMEMBERED:
+            del self._trimmed_ids[next(iter(self._trimmed_ids))]
+        for topic in record.topics:
+            places = self._by_topic[topic]
+            places.drop_first()
+            if not places:
+                del self._by_topic[topic]
+            # At the end, so that they stand in the order of their positions.
+            before = self._last_trimmed.pop(topic, None)
+            if before is not None:
+                self._forget(before)
+            self._last_trimmed[topic] = record.position, record.id
+            where, count = self._last_trimmed_ids.get(record.id, _NOWHERE)
+            count = count + 1 if where == record.position else 1
+            self._last_trimmed_ids[record.id] = record.position, count
+        while len(self._last_trimmed) > _MOST_REMEMBERED:
+            oldest = next(iter(self._last_trimmed))
+            last = self._last_trimmed.pop(oldest)
+            self._forgotten = last[0]
+            self._forget(last)
+
+    def _forget(self, last: tuple[int, str]) -> None:
+        """A topic does not name this as its last any more."""
+        position, id_ = last
+        found = self._last_trimmed_ids.get(id_)
+        if found is None or found[0] != position:
+            return  # a later one with the same id
+        if found[1] > 1:
+            self._last_trimmed_ids[id_] = position, found[1] - 1
+        else:
+            del self._last_trimmed_ids[id_]
+
+    async def _trim_step(self) -> int:
+        with self._lock:
+            self._check_open()
+            return self._trim_some(_TRIMMED_AT_ONCE)
+
+    # Reading.
+
+    async def _locate(self, cursor: str, selection: Selection) -> Location:
+        with self._lock:
+            self._check_open()
+            position, status = self._find(cursor)
+            missed = None if position is None else self._missed(position, selection)
+            return Location(status, position, missed, *self._edges())
+
+    async def _begin(self, after: str, selection: Selection) -> tuple[int, Gap | None]:
+        with self._lock:
+            self._check_open()
+            start = self._first - 1
+            position, _ = self._find(after)
+            if position is None:
+                return start, Gap(after, "unknown")
+            missed = self._missed(position, selection)
+            gap = None if missed == 0 else Gap(after, "trimmed", missed)
+            return max(position, start), gap
+
+    def _find(self, cursor: str) -> tuple[int | None, Literal["found", "trimmed", "unknown"]]:
+        """Where a cursor is, and whether what it names is still here."""
+        if cursor == EARLIEST:
+            return self._first - 1, "found"
+        if cursor == LATEST:
+            return self._end_position(), "found"
+        # First among what was trimmed: an id may be there and here, and who was there before has
+        # not got what is in between.
+        position = self._trimmed_ids.get(cursor)
+        if position is None and cursor in self._last_trimmed_ids:
+            position = self._last_trimmed_ids[cursor][0]
+        if position is not None:
+            return position, "trimmed"
+        record = self._by_id.get(cursor)
+        return (None, "unknown") if record is None else (record.position, "found")
+
+    def _edges(self) -> tuple[str | None, str | None]:
+        """The ids of the first and the last record."""
+        records = self._records
+        return (records[self._head].id, records[-1].id) if records else (None, None)
+
+    def _missed(self, after: int, selection: Selection) -> int | None:
+        """How many selected records after a position were trimmed; None: some."""
+        last = self._first - 1
+        if after >= last:
+            return 0
+        if selection.every:
+            return last - after
+        if any(self._last_trimmed.get(topic, _NEVER)[0] > after for topic in selection.exact):
+            return None
+        if selection.patterns:
+            for topic, (position, _) in reversed(self._last_trimmed.items()):
+                if position <= after:
+                    break
+                if selection.matches((topic,)):
+                    return None
+        return None if after < self._forgotten else 0
+
+    async def _page(self, after: int, selection: Selection, limit: int) -> Page:
+        with self._lock:
+            self._check_open()
+            self._trim_some(_TRIMMED_AT_ONCE)
+            end = self._end_position()
+            missed = self._missed(after, selection)
+            after = max(after, self._first - 1)
+            if selection.every:
+                found = self._between(after, min(after + limit, end))
+                reached = after + len(found)
+            elif end - after <= _SCANNED_AT_ONCE:
+                found, reached = self._scan(after, end, selection, limit)
+            else:
+                places = self._places(after, selection)
+                found = [self._at(position) for position in islice(places, limit)]
+                reached = found[-1].position if len(found) == limit else end
+            cursor = self._at(reached).id if reached >= self._first else EARLIEST
+            if not found and reached == end and reached < self._first:
+                ...
+            return Page(found, reached, cursor, reached == end, missed)
+
+    def _scan(
+        self, after: int, end: int, selection: Selection, limit: int
+    ) -> tuple[list[Record], int]:
+        """Selected records after a position, found by looking at all, and how far that went."""
+        found: list[Record] = []
+        matches: dict[tuple[str, ...], bool] = {}
+        for record in self._between(after, end):
+            is_selected = matches.get(record.topics)
+            if is_selected is None:
+                is_selected = matches[record.topics] = selection.matches(record.topics)
+            if is_selected:
+                found.append(record)
+                if len(found) == limit:
+                    return found, record.position
+        return found, end
+
+    def _places(self, after: int, selection: Selection) -> Iterator[int]:
+        """The positions of selected records after one, found by their topics, each once."""
+        by_topic = self._by_topic
+        topics = dict.fromkeys(topic for topic in selection.exact if topic in by_topic)
+        if selection.patterns:
+            topics.update(dict.fromkeys(topic for topic in by_topic if selection.matches((topic,))))
+        lines = [by_topic[topic].after(after) for topic in topics]
+        if len(lines) == 1:
+            return lines[0]
+        return (position for position, _ in groupby(merge(*lines)))
+
+    async def _before_last(
+        self, count: int, after: int, selection: Selection
+    ) -> tuple[int, int | None]:
+        with self._lock:
+            self._check_open()
+            end = self._end_position()
+            if selection.every:
+                start = max(after, end - count)
+                return start, start - after
+            places = list(self._places(max(after, self._first - 1), selection))
+            if len(places) <= count:
+                return after, 0
+            skipped = len(places) - count
+            return places[skipped - 1], skipped
+
+    def _between(self, after: int, end: int) -> list[Record]:
+        """The records after a position up to another, both of which are retained or the edge."""
+        shift = self._head - self._first
+        return self._records[after + 1 + shift : end + 1 + shift]
+
+    def _at(self, position: int) -> Record:
+        return self._records[self._head + position - self._first]
+
+    def _end_position(self) -> int:
+        return self._first - 1 + len(self._records) - self._head
+
+    async def _end(self) -> int:
+        with self._lock:
+            self._check_open()
+            return self._end_position()
+
+    def _follow(self, selection: Selection) -> Follower:
+        follower = Follower(selection)
+        with self._lock:
+            self._check_open()
+            self._serial += 1
+            key = str(self._serial)
+            self._followers.add(key, selection.topics, follower)
+            self._readers[follower] = key
+        return follower
+
+    def _unfollow(self, follower: Follower) -> None:
+        with self._lock:
+            self._followers.discard(self._readers.pop(follower))
+
+    # The rest.
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosed("the log has been closed")
+
+    def statistics(self) -> LogStatistics:  # noqa: D102  (as in the base)
+        with self._lock:
+            earliest, latest = self._edges()
+            return LogStatistics(
+                appended=self._appended,
+                repeated=self._repeated,
+                trimmed=self._trimmed,
+                records=len(self._records) - self._head,
+                bytes=self._bytes,
+                earliest=earliest,
+                latest=latest,
+                readers=len(self._readers),
+            )
+
+    async def close(self) -> None:  # noqa: D102  (as in the base)
+        with self._lock:
+            self._closed = True
+            followers = tuple(self._readers)
+        for follower in followers:
+            follower.end()
+
+
+class _Places:
+    """The positions of a topic's records, ascending. The first go, others come at the end."""
+
+    __slots__ = ("_head", "_positions")
+
+    def __init__(self) -> None:
+        self._positions: list[int] = []
+        self._head = 0
+
+    def __bool__(self) -> bool:
+        return len(self._positions) > self._head
+
+    def append(self, position: int) -> None:
+        self._positions.append(position)
+
+    def drop_first(self) -> None:
+        self._head += 1
+        if self._head > 64 and self._head * 2 > len(self._positions):
+            del self._positions[: self._head]
+            self._head = 0
+
+    def after(self, position: int) -> Iterator[int]:
+        """Those after a position. To be used up before anything is changed."""
+        start = bisect_right(self._positions, position, lo=self._head)
+        return islice(self._positions, start, None)

@@ -1,0 +1,122 @@
+"""`Record`: an event as a log keeps it."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from ..codec import json
+from ..errors import EncodeError, EventError
+from ..models import Event, is_json
+from ..topics import check_topic
+
+__all__ = ["Record"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_NO_METADATA = b""
+
+
+class Record(NamedTuple):
+    """An event as a log keeps it: encoded, and decoded only when somebody asks.
+
+    Attributes:
+        position: its place in the log's one order, from 1; 0: it is in no log.
+        id: name of the event; also the cursor of who has read so far.
+        topics: all topics it was published to, the first of which is the event's own; none: only
+            who asks for every event gets it.
+        type: the event's type.
+        private: whether only who is authorized for one of its topics may read it.
+        body: the data, as it goes out: JSON, or text where the metadata's ``content_type`` says so.
+        metadata: the metadata as a JSON object, without ``topic``; empty where there is none.
+        timestamp: when the event happened, in microseconds since 1970, UTC.
+        time: when the log took it, by the log's clock, in microseconds since 1970, UTC; 0: it is in
+            no log.
+    """
+
+    position: int
+    id: str
+    topics: tuple[str, ...]
+    type: str
+    private: bool
+    body: bytes
+    metadata: bytes
+    timestamp: int
+    time: int
+
+    @classmethod
+    def of(
+        cls, event: Event, *, topics: Iterable[str] | None = None, private: bool = False
+    ) -> "Record":
+        """The record of an event, which is in no log yet.
+
+        Args:
+            event: the event; its data and metadata are encoded here.
+            topics: all topics it is for; None: the one in its metadata, if there is one.
+            private: whether only who is authorized may read it. This never comes from the
+                metadata, which a client may have written.
+
+        Raises:
+            EncodeError: data or metadata have no JSON form; names the event and the path.
+            TopicError: events cannot be published to one of the topics.
+        """
+        metadata = event.metadata
+        if topics is None:
+            topic = metadata.get("topic")
+            all_topics: tuple[str, ...] = () if topic is None else (check_topic(topic),)
+        else:
+            if isinstance(topics, str):
+                raise TypeError(f"topics is a collection of topics, not {topics!r}")
+            all_topics = tuple(dict.fromkeys(check_topic(topic) for topic in topics))
+        try:
+            text = event._text(metadata.get("content_type"))
+            if metadata and (len(metadata) > 1 or "topic" not in metadata):
+                rest = {name: value for name, value in metadata.items() if name != "topic"}
+                about = json.encode(rest).encode()
+            else:
+                about = _NO_METADATA
+        except EncodeError as error:
+            raise EncodeError(error.reason, error.path, event.id) from error
+        return cls(
+            0,
+            event.id,
+            all_topics,
+            str(event.type),
+            private,
+            text.encode(),
+            about,
+            (event.timestamp - _EPOCH) // _MICROSECOND,
+            0,
+        )
+
+    @property
+    def size(self) -> int:
+        """For how many bytes it counts: those of body and metadata, and the length of the names."""
+        return len(self.body) + len(self.metadata) + len(self.id) + sum(map(len, self.topics))
+
+    def says_the_same(self, other: "Record") -> bool:
+        """Whether both are the same event, published again: all but the times is alike."""
+        return self[1:7] == other[1:7]
+
+    def event(self) -> Event:
+        """The event, decoded.
+
+        Raises:
+            DecodeError: the body is not what it should be: it was not written by `of`.
+        """
+        metadata: dict[str, Any] = {}
+        if self.metadata:
+            about = json.decode(self.metadata)
+            if not isinstance(about, dict):
+                raise EventError(f"the metadata of record {self.id!r} is not an object")
+            metadata = about
+        if self.topics:
+            metadata["topic"] = self.topics[0]
+        return Event(
+            id=self.id,
+            type=self.type,
+            data=json.decode(self.body)
+            if is_json(metadata.get("content_type"))
+            else self.body.decode(),
+            metadata=metadata,
+            timestamp=_EPOCH + timedelta(microseconds=self.timestamp),
+        )
