@@ -359,6 +359,22 @@ class TestSlowConsumers:
             await publish_all(stream, range(900))
         assert data_of(await read(stream, subscription)) == list(range(900))
 
+    async def test_what_a_key_function_publishes_comes_next(self) -> None:
+        def key(event: Event) -> Any:
+            if event.data == 0:
+                stream.publish_nowait(create_event(2))
+            return event.data
+
+        async with AsyncStream() as stream:
+            readers = [
+                reading(stream, await stream.subscribe(overflow="latest_by_key", key=key)),
+                reading(stream, await stream.subscribe()),
+            ]
+            await publish_all(stream, range(2))
+            await settle()
+        for reader in readers:
+            assert data_of(await reader) == [0, 1, 2]
+
     async def test_a_key_function_that_is_cancelled_keeps_no_event_from_anybody(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -483,6 +499,27 @@ class TestFullBuffer:
         assert stream.statistics().published == 4
         await stream.stop()
         assert data_of(await read(stream, subscription)) == [0, 1, 3, 4]
+
+    async def test_one_cancelled_as_it_is_let_in_before_a_dispatch_that_was_due_has_not_either(
+        self,
+    ) -> None:
+        async with AsyncStream(buffer_size=2) as stream:
+            subscription = await stream.subscribe(3)
+            await publish_all(stream, range(2))
+            await settle()
+            assert await publish_all(stream, range(2, 4)) == [True] * 2  # one will be late
+            reader = reading(stream, subscription)
+
+            async def give_up() -> None:
+                await publish_all(stream, range(4, 6))  # which asks for a dispatch
+                asyncio.get_running_loop().call_soon(publishing.cancel)
+                await stream.publish(create_event(6))
+
+            publishing = asyncio.create_task(give_up())
+            await settle()
+            assert publishing.cancelled()
+            assert stream.statistics().published == 6
+        assert data_of(await reader) == list(range(6))
 
     @pytest.mark.real_time
     async def test_one_in_another_loop_that_is_cancelled_as_it_is_let_in_takes_nothing_back(
@@ -850,6 +887,20 @@ class TestConsume:
             reader = reading(stream, subscription)
             await stream.publish(create_event(2))
         assert data_of(await reader) == [1, 2]
+
+    async def test_one_that_leaves_just_before_a_loss_at_the_end_can_come_back_for_it(self) -> None:
+        stream = AsyncStream()
+        subscription = await stream.subscribe(1)
+        await publish_all(stream, range(3))
+        await stream.start()
+        await stream.stop()
+        async with aclosing(stream.consume(subscription)) as events:
+            assert (await anext(events)).data == 0
+        assert data_of(await read(stream, subscription)) == [
+            {"lost": 2, "overflow": "drop_newest"},
+        ]
+        with pytest.raises(UnknownSubscription):
+            stream.consume(subscription)
 
 
 class TestUnsubscribe:

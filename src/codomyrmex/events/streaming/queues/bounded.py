@@ -350,6 +350,11 @@ class SubscriberQueue(asyncio.Queue[T]):
         return self._taker is not None
 
     @property
+    def read_out(self) -> bool:
+        """Whether it has ended and its reader has had everything, what was lost included."""
+        return self.ended and not self._queue and not self._losses
+
+    @property
     def crowded(self) -> bool:
         """Whether a ``block`` queue was filled and is not yet down to half."""
         return self._crowded

@@ -112,7 +112,8 @@ class AsyncStream:
         # What was taken out of the buffer and did not fit, by queue. While there is any, nothing
         # more is taken out, so everybody's order stays what it is.
         self._late: dict[SubscriberQueue[Event], list[Event]] = {}
-        self._retry: asyncio.Handle | None = None  # when that is tried again
+        # When the dispatcher goes on, while others have their turn first.
+        self._turn: asyncio.Handle | None = None
         # Publishers that wait for room in the buffer. While there are any, it is full.
         self._line: deque[_Waiting] = deque()
         # The queues that will call the dispatcher when they have room.
@@ -246,7 +247,7 @@ class AsyncStream:
             if not queue.fill([event]):
                 self._late[queue] = [event]
         if self._late:
-            self._retry_soon()
+            self._give_turn()
         return True
 
     async def _publish_when_room(self, event: Event) -> bool:
@@ -289,25 +290,27 @@ class AsyncStream:
     def _take_out(self, event: Event) -> None:
         """Take an event out of the buffer that was let in as its publisher was cancelled.
 
-        On the dispatcher's loop, where it is still there: its publisher is woken before it goes on.
+        On the dispatcher's loop: there a publisher has its turn before the dispatcher goes on.
         """
-        if self._loop is not running_loop():
-            return  # events are taken out meanwhile
         items = self._items
-        with suppress(StopIteration):  # the dispatcher had been called once more already
-            del items[next(at for at in reversed(range(len(items))) if items[at] is event)]
+        if self._loop is running_loop() and event in items:
+            del items[max(at for at, each in enumerate(items) if each is event)]
             self._let_in()
 
     def _let_in(self) -> None:
         """Take the events of those who stand in line, as far as there is room."""
         line = self._line
+        let_in = False
         while line and not self._buffer.full():
             try:
                 waiting = line.popleft()
             except IndexError:  # the last has just left it, in another thread
-                return
+                break
             self._buffer.force(waiting.event)
             waiting.end(True)
+            let_in = True
+        if let_in:
+            self._give_turn()
 
     def publish_nowait(self, event: Event) -> bool:
         """Take an event if there is room; from any thread, with or without an event loop.
@@ -401,7 +404,7 @@ class AsyncStream:
         return reader
 
     def _forget_if_read_out(self, subscription_id: str, queue: SubscriberQueue[Event]) -> None:
-        if queue.ended and queue.empty():
+        if queue.read_out:
             self._remove(subscription_id)
 
     # The dispatcher: not a task but a callback, so that there is nothing to cancel or to leak.
@@ -414,8 +417,8 @@ class AsyncStream:
         self._loop = loop
         self._scheduled = False
         self._awaited.clear()
-        if self._late:
-            self._retry_soon()
+        if self._late or self._turn is not None:
+            self._give_turn()
 
     def _schedule(self) -> None:
         """Have the dispatcher run soon, on its loop. From any thread."""
@@ -445,8 +448,8 @@ class AsyncStream:
 
     def _move(self) -> None:
         """Move what is in the buffer to the queues, as far as there is room."""
-        if self._late:
-            return  # _move_late will go on, when the consumers have had their turn
+        if self._turn is not None:
+            return  # _go_on comes after those who have theirs
         if not self._patient:
             self._lose_what_blocks()
         buffer = self._buffer
@@ -471,8 +474,9 @@ class AsyncStream:
                 if taken < len(events):
                     late[queue] = events[taken:]
             if late:
-                self._retry_soon()
-                return
+                self._give_turn()
+        if self._turn is not None:
+            return
         if narrow is not None:
             self._await_room(narrow)
         elif not buffer.empty():
@@ -480,18 +484,20 @@ class AsyncStream:
         elif self._stopping:
             self._end_consumers()
 
-    def _retry_soon(self) -> None:
-        """Go on after the consumers that have just been woken.
+    def _give_turn(self) -> None:
+        """Go on after the consumers and publishers that have just been woken.
 
-        Not by `_schedule`: what another thread asks for may run before they do, and they would
-        seem not to read.
+        Not by `_schedule`: what was asked for before, or in another thread, may run before they
+        do. Consumers would seem not to read, and a publisher that has been let in and is
+        cancelled now could not take its event back.
         """
-        if self._retry is not None:
-            self._retry.cancel()
-        self._retry = asyncio.get_running_loop().call_soon(self._move_late)
+        if self._turn is not None:
+            self._turn.cancel()
+        self._turn = asyncio.get_running_loop().call_soon(self._go_on)
 
-    def _move_late(self) -> None:
-        """Move what did not fit before, now that the consumers have had a turn."""
+    def _go_on(self) -> None:
+        """Move what did not fit before, now that the consumers have had a turn, and then more."""
+        self._turn = None
         for queue, events in tuple(self._late.items()):
             taken = queue.fill(events)
             del events[:taken]
@@ -502,7 +508,7 @@ class AsyncStream:
             if not events:
                 self._late.pop(queue, None)
         if self._late:
-            self._retry_soon()
+            self._give_turn()
         else:
             self._move()
 
