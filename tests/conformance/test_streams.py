@@ -24,6 +24,7 @@ from codomyrmex.events.streaming import (
     broadcast,
     create_event,
 )
+from codomyrmex.events.streaming.log import LogStream, MemoryLog
 from codomyrmex.events.streaming.testing import cancel_at_every_await
 from tests.streams.handlers import plainly
 
@@ -67,6 +68,12 @@ async def batching() -> AsyncGenerator[Stream, None]:
         yield as_stream
 
 
+@asynccontextmanager
+async def logged() -> AsyncGenerator[Stream, None]:
+    async with MemoryLog() as log, LogStream(log) as stream:
+        yield stream
+
+
 Open = Callable[[], AbstractAsyncContextManager[Stream]]
 
 STREAMS: dict[str, Open] = {
@@ -76,6 +83,7 @@ STREAMS: dict[str, Open] = {
     "AsyncStream": queued,
     "WebSocketStream": web_sockets,
     "BatchingStream": batching,
+    "LogStream": logged,
 }
 
 

@@ -14,6 +14,7 @@ from .base import (
 )
 from .memory import MemoryLog
 from .record import Record
+from .stream import LogStream
 
 __all__ = [
     "EARLIEST",
@@ -24,6 +25,7 @@ __all__ = [
     "Location",
     "Log",
     "LogStatistics",
+    "LogStream",
     "MemoryLog",
     "Record",
     "Retention",

@@ -32,6 +32,7 @@ __all__ = [
     "Log",
     "LogStatistics",
     "Page",
+    "Reader",
     "Retention",
     "as_record",
     "open_log",
@@ -399,36 +400,13 @@ class Log(ABC):
             ValueError: a limit below 1, or `last` below 0.
             StreamClosed: the log has been closed.
         """
-        selection = _checked(topics, limit)
-        if last is not None and last < 0:
-            raise ValueError(f"last is a number of events, 0 or more, not {last}")
-        follower = self._follow(selection)
+        reader = Reader(self, topics, limit=limit)
         try:
-            if last is None:
-                position, gap = await self._begin(after, selection)
-            else:
-                (position, gap), after = await self._begin(EARLIEST, selection), EARLIEST
-                position, _ = await self._before_last(last, position, selection)
-            if replay_limit < (await self._end()) - position:
-                start, skipped = await self._before_last(replay_limit, position, selection)
-                if skipped != 0:
-                    before = None if gap is None else gap.missed
-                    missed = skipped if gap is None else _sum(before, skipped)
-                    gap = Gap(after, "limit" if gap is None else gap.reason, missed)
-                position = start
-            while not follower.ended:
-                follower.news = False
-                page = await self._page(position, selection, limit)
-                gap = _missing(gap, after, page)
-                position, after = page.reached, page.cursor
-                if page.records or gap is not None:
-                    batch = Batch(page.records, page.cursor, gap, page.is_last)
-                    gap = None
-                    yield batch
-                else:
-                    await follower.wait()
+            await reader.begin(after, last=last, replay_limit=replay_limit)
+            while (batch := await reader.read()) is not None:
+                yield batch
         finally:
-            self._unfollow(follower)
+            reader.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -442,23 +420,106 @@ class Log(ABC):
         await self.close()
 
 
+class Reader:
+    """Reads a log on and on: what `Log.tail` gives, with a way to say where to end.
+
+    To be closed, whatever happens.
+
+    Args:
+        log: what is read.
+        topics: which events.
+        limit: records to a batch at most.
+
+    Raises:
+        TopicError: `topics` cannot be a topic filter.
+        ValueError: a limit below 1.
+        StreamClosed: the log has been closed.
+    """
+
+    def __init__(self, log: Log, topics: TopicFilter, *, limit: int = PAGE) -> None:
+        self._log = log
+        self._selection = _checked(topics, limit)
+        self._limit = limit
+        self._position = 0
+        self._cursor = EARLIEST
+        self._gap: Gap | None = None
+        self._until: int | None = None
+        self._follower = log._follow(self._selection)
+
+    async def begin(
+        self, after: str = LATEST, *, last: int | None = None, replay_limit: int = REPLAY_LIMIT
+    ) -> None:
+        """Find the place to read on from. The arguments are those of `Log.tail`.
+
+        Raises:
+            ValueError: `last` is below 0.
+        """
+        if last is not None and last < 0:
+            raise ValueError(f"last is a number of events, 0 or more, not {last}")
+        log, selection = self._log, self._selection
+        if last is None:
+            position, gap = await log._begin(after, selection)
+        else:
+            after = EARLIEST
+            position, gap = await log._begin(after, selection)
+            position, _ = await log._before_last(last, position, selection)
+        if await log._end() - position > replay_limit:
+            position, skipped = await log._before_last(replay_limit, position, selection)
+            if skipped != 0:
+                gap = _joined(gap, Gap(after, "limit", skipped))
+        self._position, self._cursor, self._gap = position, after, gap
+
+    async def read(self) -> Batch | None:
+        """The next batch, as soon as there is one; None: the end has been reached."""
+        follower = self._follower
+        while not follower.ended:
+            follower.news = False
+            until = self._until
+            page = await self._log._page(self._position, self._selection, self._limit)
+            gap = _missing(self._gap, self._cursor, page)
+            self._gap = None
+            self._position, self._cursor = page.reached, page.cursor
+            records = page.records
+            if until is not None and records and records[-1].position > until:
+                records = [record for record in records if record.position <= until]
+            if records or gap is not None:
+                return Batch(records, page.cursor, gap, page.is_last)
+            if until is not None and page.reached >= until:
+                return None
+            await follower.wait()
+        return None
+
+    async def end_here(self) -> None:
+        """Have `read` come to its end after what the log holds now."""
+        self._until = await self._log._end()
+        self._follower.notify()
+
+    def end(self) -> None:
+        """Have `read` come to its end at once."""
+        self._follower.end()
+
+    def close(self) -> None:
+        """Forget the place. Again does nothing."""
+        self._log._unfollow(self._follower)
+
+
 def _checked(topics: TopicFilter, limit: int) -> Selection:
     if limit < 1:
         raise ValueError(f"limit is a number of records, 1 or more, not {limit}")
     return Selection(topics)
 
 
+def _joined(first: Gap | None, second: Gap) -> Gap:
+    """Two gaps with nothing between them."""
+    if first is None:
+        return second
+    missed = None if first.missed is None or second.missed is None else first.missed + second.missed
+    return Gap(first.after, first.reason, missed)
+
+
 def _missing(gap: Gap | None, after: str, page: Page) -> Gap | None:
     """The gap before a page, with what the page itself tells."""
-    if page.missed == 0:
-        return gap
-    if gap is None:
-        return Gap(after, "trimmed", page.missed)
-    return Gap(gap.after, gap.reason, _sum(gap.missed, page.missed))
-
-
-def _sum(first: int | None, second: int | None) -> int | None:
-    return None if first is None or second is None else first + second
+    return gap if page.missed == 0 else _joined(gap, Gap(after, "trimmed", page.missed))
 
 
 _LOGS: Final = {"memory": ".memory:MemoryLog"}

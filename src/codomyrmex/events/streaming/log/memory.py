@@ -384,7 +384,9 @@ class MemoryLog(Log):
 
     def _unfollow(self, follower: Follower) -> None:
         with self._lock:
-            self._followers.discard(self._readers.pop(follower))
+            key = self._readers.pop(follower, None)
+            if key is not None:
+                self._followers.discard(key)
 
     # The rest.
 

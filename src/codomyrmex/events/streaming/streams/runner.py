@@ -101,6 +101,7 @@ class SerialRunner(Generic[T]):
         "_context",
         "_era",
         "_handled",
+        "_handled_too",
         "_idle",
         "_on_end",
         "_on_failure",
@@ -136,6 +137,7 @@ class SerialRunner(Generic[T]):
         self._on_end = on_end
         self._take = self._take_with_losses if tells_losses else queue.get_nowait
         self._handled = 0
+        self._handled_too = 0  # once the item that is being handled has been
         self._era = 0
         self._scheduled = False
         self._task: asyncio.Task[None] | None = None
@@ -294,9 +296,16 @@ class SerialRunner(Generic[T]):
             if count % _TURN == 0:  # the function may never wait, and bring about new items
                 await asyncio.sleep(0)
 
+    def take_more(self, most: int) -> list[T]:
+        """More items from the queue, for a function that handles several at a time."""
+        items = self.queue.take(most)
+        self._handled_too += len(items)
+        return items
+
     def _one_is_done(self) -> None:
         self.busy = False
-        self._handled += 1
+        self._handled += 1 + self._handled_too
+        self._handled_too = 0
         if self._idle:
             wake_all(self._idle)
 

@@ -1,0 +1,374 @@
+"""`LogStream`: a stream on a log."""
+
+import logging
+from collections.abc import AsyncGenerator
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple, Self, cast
+
+from ..errors import StreamClosed, StreamingError
+from ..models import Event, Filter, Handler, Subscription, control_event
+from ..streams.base import Stream, StreamStatistics
+from ..streams.pump import Pump
+from ..streams.runner import SerialRunner
+from ..subscribers import SubscriberQueue, prime
+from ..topics import TopicFilter
+from .base import LATEST, REPLAY_LIMIT, Gap, Log, Reader, as_record, open_log
+from .record import Record
+
+__all__ = ["LogStream"]
+
+_logger = logging.getLogger("codomyrmex.events.streaming")
+
+_OUTBOX = 1000
+"""Events of `publish_nowait` that may wait to be appended."""
+
+_DECODED = 1000
+"""Events that are kept decoded, for the next subscriber."""
+
+
+class LogStream(Stream):
+    """Publish to a log, and subscribe at it: from now on, or from any place in it.
+
+    `publish` returns when the log has stored the event. Every subscription reads the log at its
+    own pace, in order, in a task of its own: a slow handler delays nobody, and loses nothing as
+    long as the log retains it. What it cannot have any more it is told of: a control event
+    ``stream.gap``, with ``after``, ``reason`` and ``missed`` (see `Gap`), comes in its place.
+
+    Args:
+        log: the log, or its URL. One that is opened here is closed with the stream.
+
+    >>> async def main():
+    ...     async with LogStream("memory://") as stream:
+    ...         await stream.publish(create_event("hello", topic="greetings"))
+    ...         async with stream.events("greetings", last=10) as events:
+    ...             async for event in events:
+    ...                 print(event.data)
+    """
+
+    def __init__(self, log: "Log | str") -> None:
+        self._owns_log = isinstance(log, str)
+        self.log = open_log(log) if isinstance(log, str) else log
+        self._deliveries: dict[str, _Delivery] = {}
+        # Those that have been unsubscribed and whose handler still runs.
+        self._leaving: set[Pump] = set()
+        self._open_readers: set[Reader] = set()
+        self._closed = False
+        self._published = 0
+        self._refused = 0
+        self._failed = 0
+        self._dropped = 0
+        self._decoded: dict[int, Event] = {}
+        self._outbox: SerialRunner[Record] = SerialRunner(
+            self._append_more, SubscriberQueue(_OUTBOX, "block"), self, self._not_appended
+        )
+
+    # Publishing.
+
+    async def publish(self, event: Event) -> None:
+        """Append an event to the log; returns when it is stored.
+
+        Raises:
+            IdConflict: the log holds another event with the same id.
+            TooLarge: the event has more bytes than the log takes.
+            EncodeError: the event has no JSON form.
+            TopicError: the topic in the event's metadata cannot be one.
+            StreamClosed: the stream or the log has been closed.
+        """
+        self._check_open()
+        record = as_record(event, self.log.max_size)
+        if self._outbox.has_work:
+            await self._outbox.drain()  # what was published before comes before
+        await self.log.append([record])
+        self._published += 1
+
+    def publish_nowait(self, event: Event) -> bool:
+        """`publish`, without waiting for the log; from any thread, with or without an event loop.
+
+        Events wait in memory until an event loop has appended them; the end of the process loses
+        those. What the log refuses is logged, and counted as failed.
+
+        Returns:
+            False: as many wait as may; the event was not taken, and is counted as refused.
+
+        Raises:
+            TooLarge: the event has more bytes than the log takes.
+            EncodeError: the event has no JSON form.
+            TopicError: the topic in the event's metadata cannot be one.
+            StreamClosed: the stream has been closed.
+        """
+        self._check_open()
+        record = as_record(event, self.log.max_size)
+        if self._outbox.queue.full():
+            self._refused += 1
+            return False
+        self._outbox.feed(record)
+        return True
+
+    async def _append_more(self, first: Record) -> None:
+        """Append what waits, in one batch; if that is refused, one by one."""
+        records = [first, *self._outbox.take_more(_OUTBOX)]
+        try:
+            await self.log.append(records)
+        except StreamingError:
+            for record in records:
+                await self._append_one(record)
+        else:
+            self._published += len(records)
+
+    async def _append_one(self, record: Record) -> None:
+        try:
+            await self.log.append([record])
+        except StreamingError:
+            self._not_appended(record)
+        else:
+            self._published += 1
+
+    def _not_appended(self, record: Record) -> None:
+        self._failed += 1
+        _logger.exception("event %s could not be appended to the log", record.id)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosed("the stream has been closed; it takes no more events")
+
+    # Subscribing.
+
+    async def subscribe(
+        self,
+        handler: Handler,
+        topic: TopicFilter = "*",
+        filter_fn: Filter | None = None,
+        *,
+        after: str | None = None,
+        last: int | None = None,
+        replay_limit: int = REPLAY_LIMIT,
+    ) -> Subscription:
+        """Call `handler` with the events of the log that match, one after the other.
+
+        Args:
+            handler: a function or async function of one event. What it raises is logged.
+            topic: a topic, a pattern, or several of them.
+            filter_fn: is asked for each event whether it is wanted.
+            after: begin after the event with this id, or at `EARLIEST`; None: with what is
+                published from now on.
+            last: begin with so many of the latest events instead.
+            replay_limit: events of the past at most.
+
+        Raises:
+            TopicError: `topic` is not a topic or pattern.
+            StreamClosed: the stream or the log has been closed.
+        """
+        self._check_open()
+        reader = await self._reader(topic, after, last, replay_limit)
+        subscription = Subscription(topic=topic, handler=handler, filter_fn=filter_fn)
+        # What a topic is has been decided by the log: a record may have several.
+        inner = Subscription(id=subscription.id, handler=partial(_receive, subscription))
+        pump = Pump(
+            inner,
+            prime(self._events_of(reader)),
+            on_failure=self._handler_failed,
+            on_end=lambda: self._pump_ended(subscription, pump),
+        )
+        self._deliveries[subscription.id] = _Delivery(subscription, reader, pump)
+        subscription._runner = pump
+        subscription._release = self._release
+        return subscription
+
+    async def _reader(
+        self, topic: TopicFilter, after: str | None, last: int | None, replay_limit: int
+    ) -> Reader:
+        reader = Reader(self.log, topic)
+        try:
+            await reader.begin(
+                LATEST if after is None else after, last=last, replay_limit=replay_limit
+            )
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    async def _events_of(self, reader: Reader) -> AsyncGenerator[Event, None]:
+        self._open_readers.add(reader)
+        try:
+            yield cast("Event", None)  # for prime
+            while (batch := await reader.read()) is not None:
+                if batch.gap is not None:
+                    yield _told(batch.gap)
+                for record in batch:
+                    event = self._event_of(record)
+                    if event is not None:
+                        yield event
+        finally:
+            self._open_readers.discard(reader)
+            reader.close()
+
+    def _event_of(self, record: Record) -> Event | None:
+        """A record's event, decoded once for all who are about to read it; None: it cannot be."""
+        event = self._decoded.get(record.position)
+        if event is None:
+            try:
+                event = record.event()
+            except StreamingError:
+                self._failed += 1
+                _logger.exception("event %s in the log cannot be decoded", record.id)
+                return None
+            if len(self._decoded) >= _DECODED:
+                self._decoded.clear()
+            self._decoded[record.position] = event
+        return event
+
+    def events(
+        self,
+        topic: TopicFilter = "*",
+        *,
+        after: str | None = None,
+        last: int | None = None,
+        replay_limit: int = REPLAY_LIMIT,
+    ) -> "_Events":
+        """The events of the log that match, as an async context manager of an async iterator.
+
+        It begins when the block is entered, and ends when the stream or the log is closed. The
+        arguments are those of `subscribe`.
+
+        >>> async def main(stream, cursor):
+        ...     async with stream.events("orders.*", after=cursor) as events:
+        ...         async for event in events:
+        ...             cursor = event.id
+        """
+        return _Events(self, partial(self._reader, topic, after, last, replay_limit))
+
+    async def unsubscribe(self, subscription_id: str) -> bool:
+        """End a subscription. A call of its handler that runs now is not interrupted.
+
+        False: there is no subscription with this id.
+        """
+        found = self._deliveries.get(subscription_id)
+        if found is None:
+            return False
+        found.subscription.cancel()
+        return True
+
+    async def finish(self, subscription_id: str) -> bool:
+        """End a subscription once its handler has dealt with all that was published before.
+
+        False: there is none with this id.
+        """
+        found = self._deliveries.get(subscription_id)
+        if found is None:
+            return False
+        await self._outbox.drain()
+        await found.reader.end_here()
+        await found.pump.finish()
+        return True
+
+    def _release(self, subscription_id: str) -> None:
+        """A subscription was cancelled."""
+        pump = self._deliveries.pop(subscription_id).pump
+        self._leaving.add(pump)
+        pump.stop()
+
+    def _pump_ended(self, subscription: Subscription, pump: Pump) -> None:
+        subscription.cancel()
+        self._leaving.discard(pump)
+
+    def _handler_failed(self) -> None:
+        self._failed += 1
+
+    # The rest.
+
+    def statistics(self) -> StreamStatistics:
+        """Counts since the stream was made, as of now."""
+        return StreamStatistics(
+            published=self._published,
+            refused=self._refused,
+            dropped=self._dropped,
+            failed=self._failed,
+            buffered=self._outbox.queue.qsize(),
+            subscribers=len(self._deliveries),
+        )
+
+    async def aclose(self, *, drain: bool = True) -> None:
+        """End the stream: let handlers deal with what was published, then end subscriptions.
+
+        Args:
+            drain: False: handlers are interrupted, and what waits to be appended is given up, and
+                counted as dropped.
+        """
+        self._closed = True
+        pumps = {delivery.pump for delivery in self._deliveries.values()} | self._leaving
+        try:
+            if drain:
+                await self._outbox.drain()
+                for reader in tuple(self._open_readers):
+                    await reader.end_here()
+                for pump in pumps:
+                    await pump.finish()
+        finally:
+            self._dropped += self._outbox.queue.qsize()
+            self._outbox.cancel()
+            for pump in pumps:
+                pump.cancel()
+            if not drain:
+                for reader in self._open_readers:
+                    reader.end()
+        for pump in pumps:
+            await pump.finish()
+        await self._outbox.finish()
+        if self._owns_log:
+            await self.log.close()
+
+
+class _Delivery(NamedTuple):
+    """What reads for a subscription, and what calls its handler."""
+
+    subscription: Subscription
+    reader: Reader
+    pump: Pump
+
+
+def _told(gap: Gap) -> Event:
+    return control_event("stream.gap", after=gap.after, reason=gap.reason, missed=gap.missed)
+
+
+def _receive(subscription: Subscription, event: Event) -> Any:
+    """Give an event to a subscription's handler, if it wants it."""
+    handler, filter_fn = subscription.handler, subscription.filter_fn
+    if handler is None or not subscription.active:
+        return None
+    if filter_fn is not None and not event.is_control and not filter_fn(event):
+        return None
+    return handler(event)
+
+
+class _Events:
+    """The events of `LogStream.events`."""
+
+    def __init__(self, stream: LogStream, open_reader: Any) -> None:
+        self._stream = stream
+        self._open_reader = open_reader
+        self._events: AsyncGenerator[Event, None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._stream._check_open()
+        if self._events is not None:
+            raise RuntimeError("events() is entered once")
+        self._events = prime(self._stream._events_of(await self._open_reader()))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._events is not None
+        await self._events.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._events is None:
+            raise RuntimeError("events() is an async context manager: async with stream.events()")
+        return await anext(self._events)
