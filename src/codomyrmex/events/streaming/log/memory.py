@@ -3,10 +3,7 @@
 import sys
 import threading
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from heapq import merge
-from itertools import groupby, islice
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult
 
@@ -28,14 +25,12 @@ from .base import (
     retention_of,
 )
 from .record import Record
+from .ring import Ring
 
 __all__ = ["MemoryLog"]
 
 _MOST_REMEMBERED = 10_000
 """Trimmed ids whose positions are remembered, and topics whose last trimmed position is."""
-
-_SCANNED_AT_ONCE = 1000
-"""Records that are looked at one by one rather than found by their topics."""
 
 _TRIMMED_AT_ONCE = 1000
 """Records that go because of their age before others get a turn."""
@@ -74,13 +69,8 @@ class MemoryLog(Log):
         self.max_size = max_size
         self._clock = clock
         self._lock = threading.Lock()
-        # The records from `_head` on are retained; their positions are those from `_first` on.
-        self._records: list[Record] = []
-        self._head = 0
-        self._first = 1
-        self._bytes = 0
+        self._ring = Ring()
         self._by_id: dict[str, Record] = {}
-        self._by_topic: dict[str, _Places] = {}
         # What has been trimmed: the ids of the last ones, and the last position of each topic.
         self._trimmed_ids: dict[str, int] = {}
         self._last_trimmed: dict[str, tuple[int, str]] = {}
@@ -129,7 +119,7 @@ class MemoryLog(Log):
     def _place(self, drafts: list[Record]) -> tuple[list[Record], list[Record]]:
         """What is to be returned for these, and what of it is to be stored. Changes nothing."""
         now = self._clock()
-        position = self._end_position()
+        position = self._ring.last
         fresh: dict[str, Record] = {}
         stored: list[Record] = []
         for draft in drafts:
@@ -143,15 +133,9 @@ class MemoryLog(Log):
         return stored, list(fresh.values())
 
     def _add(self, record: Record) -> None:
-        self._records.append(record)
+        self._ring.add(record)
         self._by_id[record.id] = record
-        self._bytes += record.size
         self._appended += 1
-        for topic in record.topics:
-            places = self._by_topic.get(topic)
-            if places is None:
-                places = self._by_topic[topic] = _Places()
-            places.append(record.position)
 
     def _followers_of(self, records: list[Record]) -> list[Follower]:
         """Who waits for any of these, once each."""
@@ -175,36 +159,26 @@ class MemoryLog(Log):
         most_records = keep.count or sys.maxsize
         most_bytes = keep.bytes or sys.maxsize
         since = None if keep.age is None else self._clock() - int(keep.age * 1_000_000)
-        records = self._records
+        ring = self._ring
         trimmed = 0
-        while (held := len(records) - self._head) > 1:
-            if held <= most_records and self._bytes <= most_bytes:
-                aged = since is not None and records[self._head].time <= since
+        while len(ring) > 1:
+            if len(ring) <= most_records and ring.bytes <= most_bytes:
+                aged = since is not None and ring.at(ring.first).time <= since
                 if not aged or trimmed >= most:
                     break
-            self._let_go(records[self._head])
+            self._let_go(ring.drop_first())
             trimmed += 1
-        if self._head > 1024 and self._head * 2 > len(records):
-            del records[: self._head]
-            self._head = 0
         self._trimmed += trimmed
         return trimmed
 
     def _let_go(self, record: Record) -> None:
-        """Trim the first record, and remember where it was."""
-        self._head += 1
-        self._first += 1
-        self._bytes -= record.size
+        """Remember where a record was that has been trimmed."""
         del self._by_id[record.id]
         self._trimmed_ids.pop(record.id, None)
         self._trimmed_ids[record.id] = record.position
         if len(self._trimmed_ids) > _MOST_REMEMBERED:
             del self._trimmed_ids[next(iter(self._trimmed_ids))]
         for topic in record.topics:
-            places = self._by_topic[topic]
-            places.drop_first()
-            if not places:
-                del self._by_topic[topic]
             # At the end, so that they stand in the order of their positions.
             before = self._last_trimmed.pop(topic, None)
             if before is not None:
@@ -247,7 +221,7 @@ class MemoryLog(Log):
     async def _begin(self, after: str, selection: Selection) -> tuple[int, Gap | None]:
         with self._lock:
             self._check_open()
-            start = self._first - 1
+            start = self._ring.first - 1
             position, _ = self._find(after)
             if position is None:
                 return start, Gap(after, "unknown")
@@ -258,9 +232,9 @@ class MemoryLog(Log):
     def _find(self, cursor: str) -> tuple[int | None, Literal["found", "trimmed", "unknown"]]:
         """Where a cursor is, and whether what it names is still here."""
         if cursor == EARLIEST:
-            return self._first - 1, "found"
+            return self._ring.first - 1, "found"
         if cursor == LATEST:
-            return self._end_position(), "found"
+            return self._ring.last, "found"
         # First among what was trimmed: an id may be there and here, and who was there before has
         # not got what is in between.
         position = self._trimmed_ids.get(cursor)
@@ -273,12 +247,12 @@ class MemoryLog(Log):
 
     def _edges(self) -> tuple[str | None, str | None]:
         """The ids of the first and the last record."""
-        records = self._records
-        return (records[self._head].id, records[-1].id) if records else (None, None)
+        ring = self._ring
+        return (ring.at(ring.first).id, ring.at(ring.last).id) if ring else (None, None)
 
     def _missed(self, after: int, selection: Selection) -> int | None:
         """How many selected records after a position were trimmed; None: some."""
-        last = self._first - 1
+        last = self._ring.first - 1
         if after >= last:
             return 0
         if selection.every:
@@ -297,80 +271,24 @@ class MemoryLog(Log):
         with self._lock:
             self._check_open()
             self._trim_some(_TRIMMED_AT_ONCE)
-            end = self._end_position()
+            ring = self._ring
             missed = self._missed(after, selection)
-            after = max(after, self._first - 1)
-            if selection.every:
-                found = self._between(after, min(after + limit, end))
-                reached = after + len(found)
-            elif end - after <= _SCANNED_AT_ONCE:
-                found, reached = self._scan(after, end, selection, limit)
-            else:
-                places = self._places(after, selection)
-                found = [self._at(position) for position in islice(places, limit)]
-                reached = found[-1].position if len(found) == limit else end
-            cursor = self._at(reached).id if reached >= self._first else EARLIEST
-            if not found and reached == end and reached < self._first:
-                ...
-            return Page(found, reached, cursor, reached == end, missed)
-
-    def _scan(
-        self, after: int, end: int, selection: Selection, limit: int
-    ) -> tuple[list[Record], int]:
-        """Selected records after a position, found by looking at all, and how far that went."""
-        found: list[Record] = []
-        matches: dict[tuple[str, ...], bool] = {}
-        for record in self._between(after, end):
-            is_selected = matches.get(record.topics)
-            if is_selected is None:
-                is_selected = matches[record.topics] = selection.matches(record.topics)
-            if is_selected:
-                found.append(record)
-                if len(found) == limit:
-                    return found, record.position
-        return found, end
-
-    def _places(self, after: int, selection: Selection) -> Iterator[int]:
-        """The positions of selected records after one, found by their topics, each once."""
-        by_topic = self._by_topic
-        topics = dict.fromkeys(topic for topic in selection.exact if topic in by_topic)
-        if selection.patterns:
-            topics.update(dict.fromkeys(topic for topic in by_topic if selection.matches((topic,))))
-        lines = [by_topic[topic].after(after) for topic in topics]
-        if len(lines) == 1:
-            return lines[0]
-        return (position for position, _ in groupby(merge(*lines)))
+            found, reached = ring.page(max(after, ring.first - 1), selection, limit)
+            # Before the first only where nothing was ever appended: the last is never trimmed.
+            cursor = ring.at(reached).id if reached >= ring.first else EARLIEST
+            return Page(found, reached, cursor, reached == ring.last, missed)
 
     async def _before_last(
         self, count: int, after: int, selection: Selection
     ) -> tuple[int, int | None]:
         with self._lock:
             self._check_open()
-            end = self._end_position()
-            if selection.every:
-                start = max(after, end - count)
-                return start, start - after
-            places = list(self._places(max(after, self._first - 1), selection))
-            if len(places) <= count:
-                return after, 0
-            skipped = len(places) - count
-            return places[skipped - 1], skipped
-
-    def _between(self, after: int, end: int) -> list[Record]:
-        """The records after a position up to another, both of which are retained or the edge."""
-        shift = self._head - self._first
-        return self._records[after + 1 + shift : end + 1 + shift]
-
-    def _at(self, position: int) -> Record:
-        return self._records[self._head + position - self._first]
-
-    def _end_position(self) -> int:
-        return self._first - 1 + len(self._records) - self._head
+            return self._ring.before_last(count, max(after, self._ring.first - 1), selection)
 
     async def _end(self) -> int:
         with self._lock:
             self._check_open()
-            return self._end_position()
+            return self._ring.last
 
     def _follow(self, selection: Selection) -> Follower:
         follower = Follower(selection)
@@ -401,8 +319,8 @@ class MemoryLog(Log):
                 appended=self._appended,
                 repeated=self._repeated,
                 trimmed=self._trimmed,
-                records=len(self._records) - self._head,
-                bytes=self._bytes,
+                records=len(self._ring),
+                bytes=self._ring.bytes,
                 earliest=earliest,
                 latest=latest,
                 readers=len(self._readers),
@@ -414,30 +332,3 @@ class MemoryLog(Log):
             followers = tuple(self._readers)
         for follower in followers:
             follower.end()
-
-
-class _Places:
-    """The positions of a topic's records, ascending. The first go, others come at the end."""
-
-    __slots__ = ("_head", "_positions")
-
-    def __init__(self) -> None:
-        self._positions: list[int] = []
-        self._head = 0
-
-    def __bool__(self) -> bool:
-        return len(self._positions) > self._head
-
-    def append(self, position: int) -> None:
-        self._positions.append(position)
-
-    def drop_first(self) -> None:
-        self._head += 1
-        if self._head > 64 and self._head * 2 > len(self._positions):
-            del self._positions[: self._head]
-            self._head = 0
-
-    def after(self, position: int) -> Iterator[int]:
-        """Those after a position. To be used up before anything is changed."""
-        start = bisect_right(self._positions, position, lo=self._head)
-        return islice(self._positions, start, None)
