@@ -627,6 +627,58 @@ class TestLifeCycle:
 
 class TestThreadsAndLoops:
     @pytest.mark.real_time
+    async def test_handlers_run_on_the_loop_of_start_wherever_a_batch_is_filled(self) -> None:
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def handle(batch: list[Event]) -> None:
+            loops.append(asyncio.get_running_loop())
+
+        # Made where no loop runs, as a global is.
+        stream = await asyncio.to_thread(BatchingStream, batch_size=2)
+        stream.on_batch(handle)
+        await stream.start()
+        await asyncio.to_thread(asyncio.run, add_all(stream, range(4)))
+        await stream.stop()
+        assert loops == [asyncio.get_running_loop()] * 2
+
+    @pytest.mark.real_time
+    async def test_a_handler_that_is_at_work_elsewhere_stays_there_until_it_is_done(self) -> None:
+        loops: list[asyncio.AbstractEventLoop] = []
+        begun, let_go = threading.Event(), threading.Event()
+
+        async def handle(batch: list[Event]) -> None:
+            loops.append(asyncio.get_running_loop())
+            begun.set()
+            await asyncio.to_thread(let_go.wait, PATIENCE)
+
+        stream = await asyncio.to_thread(BatchingStream, batch_size=1)
+        stream.on_batch(handle)
+        adding = asyncio.create_task(asyncio.to_thread(asyncio.run, add_all(stream, range(1))))
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        await stream.start()
+        let_go.set()
+        await adding
+        assert stream.statistics().buffered == 0
+        await stream.add(create_event(1))
+        await stream.stop()
+        assert len(loops) == 2
+        assert loops[1] is asyncio.get_running_loop() is not loops[0]
+
+    def test_a_batch_that_was_filled_without_a_loop_goes_out_at_the_start(self) -> None:
+        stream = BatchingStream(batch_size=2)
+        batches = Batches(stream)
+        assert stream.publish_nowait(create_event(0))
+        assert stream.publish_nowait(create_event(1))
+
+        async def main() -> None:
+            await stream.start()
+            await asyncio.sleep(0.5)
+            assert batches.batches == [[0, 1]]
+            await stream.stop()
+
+        run(main())
+
+    @pytest.mark.real_time
     @pytest.mark.parametrize("batch_size", [1, 3, 50])
     async def test_threads_lose_nothing_and_make_no_batch_too_large(self, batch_size: int) -> None:
         sizes: list[int] = []

@@ -35,7 +35,7 @@ class BatchingStream:
     What a handler raises is logged; other handlers and later batches are not affected.
 
     Before `start` a batch that is full goes out, but no interval runs. After `stop` nothing is
-    taken any more.
+    taken any more. Any thread may add; handlers run on the event loop of `start`.
 
     Args:
         batch_size: events to a batch.
@@ -98,8 +98,12 @@ class BatchingStream:
         """Let intervals run. Again does nothing. After `stop`, the stream takes events anew."""
         if self._loop is None or self._loop.is_closed():
             self._move_to(asyncio.get_running_loop())
+            with self._sending:  # not where the first batch happens to be filled
+                self._runner.move_to(asyncio.get_running_loop())
         self._running = True
         self._stopped = self._shut = False
+        if self._runner.has_work:  # a batch that was filled where no loop ran
+            self._runner.start()
         self._look_again()
 
     def _look_again(self) -> None:

@@ -173,6 +173,12 @@ class SerialRunner(Generic[T]):
         if not self._scheduled or self.loop is None or self.loop.is_closed():
             self.start()
 
+    def move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run on this loop, which runs here, from the next item on, unless another is at work."""
+        if not self._scheduled or self.loop is None or self.loop.is_closed():
+            self.leave_loop()
+            self.loop = loop
+
     def claim(self) -> bool:
         """Keep the task from starting, so that `handle_now` may handle an item.
 
