@@ -1592,6 +1592,27 @@ class TestHandingOver:
 
 @pytest.mark.real_time
 class TestThreads:
+    @pytest.mark.parametrize("way", ["offer", "feed"])
+    async def test_a_reader_that_comes_as_an_item_is_added_is_told_what_was_lost_before(
+        self, way: str
+    ) -> None:
+        queue = SubscriberQueue[Any](2, "drop_oldest")
+
+        class Read(deque[Any]):
+            """Is read right after an item was added, as by another thread."""
+
+            def append(self, item: Any) -> None:
+                super().append(item)
+                told.append(queue.due_loss())
+
+        queue.offer(0)
+        queue.offer(1)
+        told: list[Event | None] = []
+        queue._queue = Read(queue._queue)
+        getattr(queue, way)(2)
+        assert [loss and loss.data for loss in told] == [{"lost": 1, "overflow": "drop_oldest"}]
+        assert (queue.get_nowait(), queue.get_nowait()) == (1, 2)
+
     async def test_a_reader_gets_all_that_threads_fill_in(self) -> None:
         queue = SubscriberQueue[tuple[int, int]]()
         reader = Reader(queue)

@@ -216,8 +216,10 @@ class SubscriberQueue(asyncio.Queue[T]):
         """
         if self.ended or (len(self._queue) >= self._limit and not self._make_room()):
             return False
-        self._queue.append(item)
+        # In this order and next to one another, here and wherever items come in: between the two a
+        # reader in another thread would take a loss that is due for one that is not.
         self._received += 1
+        self._queue.append(item)
         if len(self._queue) >= self._limit:
             self._filled()
         if self._taker is not None or self._readers:
@@ -238,8 +240,8 @@ class SubscriberQueue(asyncio.Queue[T]):
             count = max(room, 0)
             items = items[:count]
         if count:
-            self._queue.extend(items)
             self._received += count
+            self._queue.extend(items)
             if room == count:
                 self._filled()
             if self._taker is not None or self._readers:
@@ -265,8 +267,8 @@ class SubscriberQueue(asyncio.Queue[T]):
             return
         if self._taker is not None and self.hand_over(item):
             return
-        self._queue.append(item)
         self._received += 1
+        self._queue.append(item)
         if len(self._queue) >= self._limit:
             self._filled()
         if self._taker is not None or self._readers:
@@ -274,8 +276,8 @@ class SubscriberQueue(asyncio.Queue[T]):
 
     def force(self, item: T) -> None:
         """Take an item in although there may be no room, or the queue has ended."""
-        self._queue.append(item)
         self._received += 1
+        self._queue.append(item)
         if len(self._queue) >= self._limit:
             self._filled()
         if self._taker is not None or self._readers:
@@ -590,17 +592,18 @@ class SubscriberQueue(asyncio.Queue[T]):
             item = self._queue.popleft()
         except IndexError:  # a reader in another thread was quicker
             return True
-        self._evicted += 1
-        self._count_dropped(1)
-        self._discard(item)
         # What was dropped stood at the head, so it is told before all that is still here, with
-        # what was lost just before it. (A loss further back is of what came later.)
+        # what was lost just before it. (A loss further back is of what came later.) This comes
+        # first, since a reader in another thread may take the next item at any moment.
         losses, at = self._losses, self._received - len(self._queue)
         if losses and losses[0].at <= at:
             losses[0].at = at
             losses[0].count += 1
         else:
             losses.insert(0, _Loss(at, 1))
+        self._evicted += 1
+        self._count_dropped(1)
+        self._discard(item)
         return True
 
     def _join_overdue(self) -> None:
