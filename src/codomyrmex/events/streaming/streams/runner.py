@@ -354,8 +354,7 @@ class SerialRunner(Generic[T]):
         self._scheduled = False
         self._era += 1
         if self.busy:
-            self.busy = False
-            self._handled += 1
+            self._one_is_done()
 
     async def drain(self) -> None:
         """Wait until everything that is in the queue now has been handled or dropped."""
