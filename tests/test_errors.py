@@ -29,11 +29,7 @@ EXAMPLES = {
     "extra": MissingExtra("serve", "server"),
     "conflict": IdConflict("event-7"),
     "large": TooLarge("event-7", 11, 10),
-    **{
-        cls.__name__: cls("what went wrong")
-        for cls in CLASSES
-        if "__init__" not in vars(cls)
-    },
+    **{cls.__name__: cls("what went wrong") for cls in CLASSES if "__init__" not in vars(cls)},
 }
 
 
