@@ -4,7 +4,7 @@ PORT ?= 8000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: run test coverage check bench docs format clean
+.PHONY: run test coverage soak check bench docs format clean
 
 run: .venv/.run
 	$(BIN)/codomyrmex-streaming serve --port $(PORT)
@@ -27,6 +27,10 @@ endif
 
 coverage:
 	$(MAKE) test COVERAGE=1
+
+# Kill a process that appends, 200 times, and count what was acknowledged and what is found.
+soak: .venv/.test
+	SOAK=200 $(BIN)/python -m pytest -q -s --timeout 1200 tests/log/test_sqlite.py -k killed
 
 check: .venv/.check
 	$(BIN)/ruff check .

@@ -1,7 +1,6 @@
 """What all logs share: gaps that add up."""
 
 from codomyrmex.events.streaming.log import Gap, MemoryLog, Retention
-from codomyrmex.events.streaming.log.base import Reader
 from codomyrmex.events.streaming.topics import Selection
 from tests.conformance.test_logs import events, ids
 
@@ -26,12 +25,3 @@ class TestGapsOfOneBatch:
         async with self.Log(Retention(count=2)) as log:
             await log.append(events("1", "2", "3", "4"))
             assert (await log.read("never")).gap == Gap("never", "unknown", None)
-
-
-async def test_a_reader_may_be_closed_twice() -> None:
-    async with MemoryLog() as log:
-        reader = Reader(log, "*")
-        assert log.statistics().readers == 1
-        reader.close()
-        reader.close()
-        assert log.statistics().readers == 0

@@ -143,8 +143,8 @@ class TestUrl:
             ("memory://?count=0", "retention by count is above 0"),
             ("memory://?age=nan", "retention by age is above 0"),
             ("memory://?count", "bad query field"),
-            ("nowhere://", "begins with one of memory://; this is 'nowhere://'"),
-            ("memory", "begins with one of memory://; this is 'memory'"),
+            ("nowhere://", "begins with one of memory://, sqlite://; this is 'nowhere://'"),
+            ("memory", "begins with one of memory://, sqlite://; this is 'memory'"),
         ],
     )
     def test_that_says_anything_else_is_refused(self, url: str, says: str) -> None:

@@ -13,6 +13,8 @@
     ├── NoBatchHandler (RuntimeError)       a full batch with nowhere to go
     ├── IdConflict (ValueError)             a log has another event with this id
     ├── TooLarge (ValueError)               an event is larger than a log takes
+    ├── LogFull (OSError)                   there is no room for a log to grow
+    ├── LogUnusable (OSError)               a log's file or engine cannot be used as it is
     └── MissingExtra (ImportError)          an optional dependency is not installed
 
 Each inherits the builtin it is a case of, so that code which knows only builtins catches it
@@ -28,6 +30,8 @@ __all__ = [
     "EventError",
     "FrameError",
     "IdConflict",
+    "LogFull",
+    "LogUnusable",
     "MissingExtra",
     "NoBatchHandler",
     "PublishTimeout",
@@ -170,6 +174,38 @@ class TooLarge(StreamingError, ValueError):
         return (
             f"event {shown(self.event_id)} has {self.size} bytes; this log takes up to {self.limit}"
         )
+
+
+class LogFull(StreamingError, OSError):
+    """There is no room for a log to grow: nothing of what was appended is stored.
+
+    Attributes:
+        path: the log's file.
+    """
+
+    def __init__(self, path: object) -> None:
+        super().__init__(path)
+        self.path = str(path)
+
+    def __str__(self) -> str:
+        return f"{self.path}: the disk is full; what is stored stays, nothing was added"
+
+
+class LogUnusable(StreamingError, OSError):
+    """A log cannot be used as it is.
+
+    Attributes:
+        path: the log's file.
+        reason: what is wrong, and what can be done.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = str(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
 
 
 class MissingExtra(StreamingError, ImportError):

@@ -14,6 +14,7 @@ from .base import (
 )
 from .memory import MemoryLog
 from .record import Record
+from .sqlite import SQLiteLog
 from .stream import LogStream
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "MemoryLog",
     "Record",
     "Retention",
+    "SQLiteLog",
     "open_log",
 ]

@@ -522,12 +522,12 @@ def _missing(gap: Gap | None, after: str, page: Page) -> Gap | None:
     return gap if page.missed == 0 else _joined(gap, Gap(after, "trimmed", page.missed))
 
 
-_LOGS: Final = {"memory": ".memory:MemoryLog"}
+_LOGS: Final = {"memory": ".memory:MemoryLog", "sqlite": ".sqlite:SQLiteLog"}
 """By scheme of a URL: where the class of a log is."""
 
 
 def open_log(url: str, **options: Any) -> Log:
-    """The log that a URL names: ``memory://``.
+    """The log that a URL names: ``memory://`` or ``sqlite:///events.db``.
 
     Args:
         url: its scheme chooses the kind of log; its query may hold limits of retention:

@@ -1,0 +1,573 @@
+"""The file of a `SQLiteLog`: its tables, and what is asked of them. For one thread at a time.
+
+sqlite3 gives up the interpreter lock for every row it steps to, and takes it again when a busy
+event loop lets it. So a batch is written by as few statements as can be.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import IO, Any, Final
+
+from ..errors import LogFull, LogUnusable
+from ..topics import Selection
+from .base import EARLIEST, Gap, Location, Page
+from .record import Record
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["SQLiteFile"]
+
+_APPLICATION_ID: Final = 0x636D7978  # "cmyx"
+_VERSION: Final = 1
+
+_SCHEMA: Final = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE records (
+    position INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    -- The first topic, by its number; and all of them as JSON where there are several.
+    topic INTEGER,
+    topics TEXT,
+    type TEXT NOT NULL,
+    private INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    metadata BLOB NOT NULL,
+    timestamp INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    -- How many bytes all records before this one had.
+    before INTEGER NOT NULL
+);
+CREATE INDEX records_by_topic ON records (topic) WHERE topic IS NOT NULL;
+-- Which records a topic has that is not their first.
+CREATE TABLE places (
+    topic INTEGER NOT NULL, position INTEGER NOT NULL, PRIMARY KEY (topic, position)
+) WITHOUT ROWID;
+-- The topics there ever were, and the last record of each that retention took.
+CREATE TABLE topics (
+    number INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    trimmed INTEGER NOT NULL DEFAULT 0,
+    trimmed_id TEXT
+);
+CREATE INDEX topics_by_trimmed ON topics (trimmed) WHERE trimmed > 0;
+CREATE INDEX topics_by_trimmed_id ON topics (trimmed_id) WHERE trimmed_id IS NOT NULL;
+-- The latest that retention took, so that a reader's place is known for a while after.
+CREATE TABLE trimmed (position INTEGER PRIMARY KEY, id TEXT NOT NULL);
+CREATE INDEX trimmed_by_id ON trimmed (id);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+
+_COLUMNS: Final = "position, id, topic, topics, type, private, body, metadata, timestamp, time"
+
+_REMEMBERED: Final = 10_000
+"""Trimmed ids whose positions are remembered, besides the last one of each topic."""
+
+_MOST_LINES: Final = 50
+"""Topics that are read each by its index, and merged; more are found by looking at all records."""
+
+_AT_ONCE: Final = 256
+"""Rows that go into one statement whatever their number, which is prepared for just that many."""
+
+_SCANNED_AT_ONCE: Final = 1000
+
+_KNOWN_TOPICS: Final = 100_000
+"""Topics whose numbers are kept in memory."""
+
+
+class SQLiteFile:
+    """A connection to the file.
+
+    Args:
+        path: the file; one that writes makes it, if there is none.
+        writes: whether it is the one that writes.
+        durability: ``full`` or ``normal``: whether a commit waits for the disk.
+
+    Raises:
+        LogUnusable: it cannot be opened, or is not such a log.
+    """
+
+    def __init__(self, path: Path, *, writes: bool, durability: str = "full") -> None:
+        self.path = path
+        if not path.parent.is_dir():
+            raise LogUnusable(path, f"there is no directory {path.parent}: make it first")
+        try:
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, cached_statements=512
+            )
+        except sqlite3.Error as error:
+            raise LogUnusable(path, _explain(error)) from error
+        self._numbers: dict[str, int] = {}
+        self._names: dict[int, tuple[str, ...]] = {}
+        self._mark: IO[bytes] | None = None
+        try:
+            if writes:
+                self._mark = _mark_used(path)
+            self._prepare(writes, durability)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise LogUnusable(path, _explain(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, writes: bool, durability: str) -> None:
+        run = self._connection.execute
+        run("PRAGMA busy_timeout = 5000")
+        (application,) = run("PRAGMA application_id").fetchone()
+        (version,) = run("PRAGMA user_version").fetchone()
+        (tables,) = run("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != _APPLICATION_ID and tables:
+            raise LogUnusable(self.path, "it is another program's database: choose another file")
+        if version > _VERSION:
+            raise LogUnusable(
+                self.path,
+                f"its schema is version {version} and this release knows {_VERSION}: upgrade it",
+            )
+        if not writes:
+            run("PRAGMA query_only = 1")
+            return
+        run("PRAGMA journal_mode = WAL")
+        run(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        if not tables:
+            self._connection.executescript(_SCHEMA)
+        run("BEGIN IMMEDIATE")  # so that a file that cannot be written is known now
+        run("UPDATE topics SET trimmed = trimmed WHERE number = 0")
+        run("COMMIT")
+
+    def close(self) -> None:
+        """Close the connection. Again does nothing."""
+        self._connection.close()
+        if self._mark is not None:
+            self._mark.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside, or nothing of it.
+
+        Raises:
+            LogFull: there is no room on the disk.
+            LogUnusable: it could not be written for another reason.
+        """
+        run = self._connection.execute
+        with self._errors():
+            try:
+                run("BEGIN IMMEDIATE")
+                yield
+                run("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    run("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors as those of this library, except for the one of an id that is there."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+                raise LogFull(self.path) from error
+            raise LogUnusable(self.path, _explain(error)) from error
+
+    # Writing.
+
+    def find_records(self, ids: Sequence[str]) -> dict[str, Record]:
+        """The records with these ids, by id, as far as there are any."""
+        found: dict[str, Record] = {}
+        for some in _pieces(ids):
+            rows = self._connection.execute(
+                f"SELECT {_COLUMNS} FROM records WHERE id IN ({_marks(len(some))})", some
+            )
+            found.update((record.id, record) for record in self._records(rows))
+        return found
+
+    def insert(self, records: Sequence[Record], before: int) -> bool:
+        """Store records, all or none, the first of which has so many bytes before it.
+
+        Returns:
+            False: none, for there are others with their ids.
+        """
+        numbers = self._number([topic for record in records for topic in record.topics])
+        rows: list[tuple[Any, ...]] = []
+        places: list[tuple[int, int]] = []
+        for record in records:
+            position, id_, topics, *rest = record
+            topic, all_topics = (numbers[topics[0]] if topics else None), None
+            if len(topics) > 1:
+                all_topics = json.dumps(topics)
+                places += ((numbers[other], position) for other in topics[1:])
+            rows.append((position, id_, topic, all_topics, *rest, before))
+            before += record.size
+        statement = "INSERT INTO records VALUES "
+        try:
+            if len(rows) <= _AT_ONCE and not places:
+                with self._errors():  # one statement is a transaction of its own
+                    self._insert(statement, rows)
+            else:
+                with self.transaction():
+                    self._insert(statement, rows)
+                    self._insert("INSERT INTO places VALUES ", places)
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def _number(self, topics: Iterable[str]) -> dict[str, int]:
+        """The numbers of these topics, and of others; who has none is given one."""
+        numbers = self._numbers
+        if len(numbers) > _KNOWN_TOPICS:
+            numbers.clear()
+        missing = list(dict.fromkeys(topic for topic in topics if topic not in numbers))
+        if missing:
+            numbers.update(self._numbers_of(missing))
+            new = [(topic,) for topic in missing if topic not in numbers]
+            if new:
+                with self._errors():
+                    self._insert("INSERT INTO topics (name) VALUES ", new)
+                numbers.update(self._numbers_of(missing))
+        return numbers
+
+    def _insert(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows, many to a statement."""
+        for some in _pieces(rows):
+            marks = f"({_marks(len(some[0]))})"
+            self._connection.execute(
+                statement + ",".join([marks] * len(some)), list(chain.from_iterable(some))
+            )
+
+    def trim(self, records: Sequence[Record]) -> None:
+        """Take the first records, which are these, and remember where they were."""
+        last = {topic: record for record in records for topic in record.topics}
+        numbers = self._number(last)
+        run = self._connection.execute
+        for some in _pieces(
+            [(numbers[topic], record.position) for record in records for topic in record.topics[1:]]
+        ):
+            run(
+                "DELETE FROM places WHERE (topic, position) IN (VALUES "
+                + ",".join(["(?,?)"] * len(some))
+                + ")",
+                list(chain.from_iterable(some)),
+            )
+        for some in _pieces(
+            [(numbers[topic], topic, record.position, record.id) for topic, record in last.items()]
+        ):
+            run(
+                "INSERT INTO topics VALUES "
+                + ",".join(["(?,?,?,?)"] * len(some))
+                + " ON CONFLICT (number) DO UPDATE"
+                " SET trimmed = excluded.trimmed, trimmed_id = excluded.trimmed_id",
+                list(chain.from_iterable(some)),
+            )
+        until = records[-1].position
+        run(
+            "INSERT INTO trimmed SELECT position, id FROM records WHERE position <= ? AND"
+            " position > ?",
+            (until, until - _REMEMBERED),
+        )
+        run("DELETE FROM trimmed WHERE position <= ?", (until - _REMEMBERED,))
+        run("DELETE FROM records WHERE position <= ?", (until,))
+
+    # Reading.
+
+    def extent(self) -> tuple[Record | None, Record | None, int, int]:
+        """The first record and the last; and how many bytes there were before each."""
+        found: list[Record | None] = []
+        before: list[int] = []
+        for way in ("ASC", "DESC"):
+            row = self._connection.execute(
+                f"SELECT before, {_COLUMNS} FROM records ORDER BY position {way} LIMIT 1"
+            ).fetchone()
+            found += self._records([row[1:]]) if row else [None]
+            before.append(row[0] if row else 0)
+        return found[0], found[1], before[0], before[1]
+
+    def _first(self) -> int:
+        """The position of the first record; 1 where there is none."""
+        (first,) = self._connection.execute("SELECT min(position) FROM records").fetchone()
+        return first or 1
+
+    def page(self, after: int, limit: int) -> list[Record]:
+        """Records after a position."""
+        return self._records(
+            self._connection.execute(
+                f"SELECT {_COLUMNS} FROM records WHERE position > ? ORDER BY position LIMIT ?",
+                (after, limit),
+            )
+        )
+
+    def page_of(self, after: int, selection: Selection, limit: int, until: int) -> Page:
+        """Selected records after a position and up to another: as many as asked for, or all."""
+        question, given = self._question(after, selection, limit, until)
+        if question is None:
+            with self._reading():
+                first = self._first()
+                records, reached = self._scan(max(after, first - 1), selection, limit, until)
+        else:
+            # The first position comes with each row: one question sees one state of the file.
+            rows = self._connection.execute(
+                f"SELECT {_COLUMNS}, (SELECT min(position) FROM records) FROM records {question}"
+                " ORDER BY position LIMIT ?",
+                (*given, limit),
+            ).fetchall()
+            first = rows[0][-1] if rows else self._first()
+            records = self._records(rows)
+            reached = records[-1].position if len(records) == limit else until
+        missed = self._missed(after, selection, first)
+        reached = max(reached, first - 1)
+        if records and records[-1].position == reached:
+            cursor: str | None = records[-1].id
+        else:
+            cursor = self._id_at(reached)
+        return Page(records, reached, cursor or EARLIEST, reached >= until, missed)
+
+    def _question(
+        self, after: int, selection: Selection, limit: int, until: int
+    ) -> tuple[str | None, Sequence[int]]:
+        """What asks for a page, and its values. None: too many topics, look at every record."""
+        if selection.every:
+            return "WHERE position > ? AND position <= ?", (after, until)
+        numbers = self._selected(selection)
+        if len(numbers) > _MOST_LINES:
+            return None, ()
+        lines = [
+            f"SELECT * FROM (SELECT position FROM {table} WHERE topic = ? AND position > ?"
+            " AND position <= ? ORDER BY position LIMIT ?)"
+            for table in ("records", "places")
+        ] * len(numbers)
+        given = [value for n in numbers for value in (n, after, until, limit) * 2]
+        return f"WHERE position IN ({' UNION '.join(lines) or 'NULL'})", given
+
+    def _scan(
+        self, after: int, selection: Selection, limit: int, until: int
+    ) -> tuple[list[Record], int]:
+        """A page, found by looking at every record."""
+        found: list[Record] = []
+        while after < until:
+            for record in self.page(after, _SCANNED_AT_ONCE):
+                after = record.position
+                if after > until:
+                    break
+                if selection.matches(record.topics):
+                    found.append(record)
+                    if len(found) == limit:
+                        return found, after
+        return found, until
+
+    def before_last(
+        self, count: int, after: int, selection: Selection, until: int
+    ) -> tuple[int, int]:
+        """The position after which come the last `count` selected records, not before `after`.
+
+        Returns:
+            That position, and how many selected records there are between the two.
+        """
+        run = self._connection.execute
+        with self._reading():
+            after = max(after, self._first() - 1)
+            if selection.every:
+                start = max(after, until - count)
+                return start, start - after
+            numbers = ",".join(map(str, self._selected(selection)))
+            wanted = " UNION ".join(
+                f"SELECT position FROM {table} WHERE topic IN ({numbers})"
+                f" AND position > {after:d} AND position <= {until:d}"
+                for table in ("records", "places")
+            )
+            found = run(
+                f"SELECT position FROM ({wanted}) ORDER BY position DESC LIMIT 1 OFFSET ?",
+                (count,),
+            ).fetchone()
+            if found is None:
+                return after, 0
+            (skipped,) = run(
+                f"SELECT count(*) FROM ({wanted}) WHERE position <= ?", found
+            ).fetchone()
+            return found[0], skipped
+
+    def locate(self, cursor: str, selection: Selection) -> Location:
+        """Where a cursor is."""
+        with self._reading():
+            first, last, *_ = self.extent()
+            edges = (first and first.id, last and last.id)
+            position, is_there, start = self._find(cursor)
+            if position is None:
+                return Location("unknown", None, None, *edges)
+            missed = self._missed(position, selection, start)
+            return Location("found" if is_there else "trimmed", position, missed, *edges)
+
+    def begin(self, after: str, selection: Selection) -> tuple[int, Gap | None]:
+        """The position at which to read on after a cursor, and what is missing before that."""
+        position, _, first = self._find(after)
+        if position is None:
+            return first - 1, Gap(after, "unknown")
+        missed = self._missed(position, selection, first)
+        gap = None if missed == 0 else Gap(after, "trimmed", missed)
+        return max(position, first - 1), gap
+
+    def _find(self, cursor: str) -> tuple[int | None, bool, int]:
+        """The position of a cursor, whether what it names is there; and the first position."""
+        first, trimmed, last_of_topic, there = self._connection.execute(
+            "SELECT (SELECT min(position) FROM records),"
+            " (SELECT min(position) FROM trimmed WHERE id = ?1),"
+            " (SELECT min(trimmed) FROM topics WHERE trimmed_id = ?1),"
+            " (SELECT position FROM records WHERE id = ?1)",
+            (cursor,),
+        ).fetchone()
+        first = first or 1
+        if cursor == EARLIEST:
+            return first - 1, True, first
+        # First among what was trimmed: an id may be there and here, and who was there before has
+        # not got what is in between.
+        if trimmed is not None or last_of_topic is not None:
+            return trimmed or last_of_topic, False, first
+        return there, True, first
+
+    def _missed(self, after: int, selection: Selection, first: int) -> int | None:
+        """How many selected records after a position were trimmed; None: some."""
+        if after >= first - 1:
+            return 0
+        if selection.every:
+            return first - 1 - after
+        for (name,) in self._connection.execute(
+            "SELECT name FROM topics WHERE trimmed > ? AND trimmed > 0", (after,)
+        ):
+            if selection.matches((name,)):
+                return None
+        return 0
+
+    def _selected(self, selection: Selection) -> list[int]:
+        """The numbers of the topics that are selected."""
+        numbers = self._numbers
+        missing = [topic for topic in selection.exact if topic not in numbers]
+        if missing:
+            if len(numbers) > _KNOWN_TOPICS:
+                numbers.clear()
+                missing = list(selection.exact)
+            numbers.update(self._numbers_of(missing))
+        found = {numbers[topic] for topic in selection.exact if topic in numbers}
+        for pattern in selection.patterns:
+            # What comes before the first wildcard narrows them down.
+            fixed = takewhile(lambda token: token not in ("*", ">"), pattern)
+            prefix = "".join(token + "." for token in fixed)
+            question = "SELECT number, name FROM topics"
+            if prefix:
+                question += " WHERE name >= ? AND name < ?"
+            rows = self._connection.execute(
+                question, (prefix, prefix[:-1] + "/") if prefix else ()
+            ).fetchall()
+            found.update(number for number, name in rows if selection.matches((name,)))
+        return sorted(found)
+
+    def _numbers_of(self, topics: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for some in _pieces(topics):
+            found.update(
+                self._connection.execute(
+                    f"SELECT name, number FROM topics WHERE name IN ({_marks(len(some))})", some
+                )
+            )
+        return found
+
+    def _id_at(self, position: int) -> str | None:
+        found = self._connection.execute(
+            "SELECT id FROM records WHERE position = ?", (position,)
+        ).fetchone()
+        return None if found is None else found[0]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One state of the file for all that is asked inside."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
+
+    def _records(self, rows: Iterable[Sequence[Any]]) -> list[Record]:
+        """The records of rows that begin with `_COLUMNS`."""
+        names = self._names
+        found: list[Record] = []
+        for row in rows if isinstance(rows, list) else list(rows):
+            number, text = row[2], row[3]
+            if text is not None:
+                topics = tuple(json.loads(text))
+            elif number is None:
+                topics = ()
+            else:
+                topics = names.get(number) or self._name(number)
+            private = row[5] == 1
+            found.append(
+                Record(row[0], row[1], topics, row[4], private, row[6], row[7], row[8], row[9])
+            )
+        return found
+
+    def _name(self, number: int) -> tuple[str, ...]:
+        """The topic with a number, by itself."""
+        if len(self._names) > _KNOWN_TOPICS:
+            self._names.clear()
+        found: tuple[str] = self._connection.execute(
+            "SELECT name FROM topics WHERE number = ?", (number,)
+        ).fetchone()
+        self._names[number] = found
+        return found
+
+
+def _mark_used(path: Path) -> "IO[bytes] | None":
+    """Say that the file is in use, for as long as what this returns is open.
+
+    The operating system forgets it when the process ends, however that is.
+
+    Raises:
+        LogUnusable: it is in use.
+    """
+    if fcntl is None:  # pragma: no cover - on Windows
+        return None
+    try:
+        mark = open(f"{path}-lock", "ab")  # noqa: SIM115  (it stays open)
+    except OSError as error:
+        raise LogUnusable(path, f"it cannot be written: {error}") from error
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        mark.close()
+        raise LogUnusable(
+            path, "it is in use: one process at a time, and one SQLiteLog in it, may have it open"
+        ) from error
+    return mark
+
+
+def _marks(number: int) -> str:
+    return ",".join("?" * number)
+
+
+def _pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """The items in as few pieces as one statement takes, of which few are of different sizes."""
+    start = 0
+    while start < len(items):
+        left = len(items) - start
+        size = left if left <= _AT_ONCE else min(1024, 1 << left.bit_length() - 1)
+        yield items[start : start + size]
+        start += size
+
+
+def _explain(error: sqlite3.Error) -> str:
+    """What is wrong with a file, and what can be done."""
+    text = str(error)
+    if "not a database" in text or "malformed" in text:
+        return f"it is damaged, or no database ({text}): restore it, or choose another file"
+    if "readonly" in text or "read-only" in text:
+        return f"it cannot be written ({text}): look at its permissions and its directory's"
+    if "unable to open" in text:
+        return f"it cannot be opened ({text}): look at its permissions and its directory's"
+    return text
