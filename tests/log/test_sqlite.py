@@ -174,6 +174,13 @@ class TestAppendingTogether:
             await appending[1]
             assert await read_all(log) == ["0", "2"]
 
+    async def test_who_was_called_off_as_it_was_stored_is_told_nothing(self) -> None:
+        job = sqlite._Job([], asyncio.get_running_loop().create_future())
+        job.future.cancel()
+        job.resolve([])
+        await asyncio.sleep(0)
+        assert job.future.cancelled()
+
     async def test_who_waited_in_a_loop_that_is_closed_is_in_nobodys_way(self, path: Path) -> None:
         async with SQLiteLog(path) as log:
             await log.append(events("0"))
