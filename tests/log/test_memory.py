@@ -165,9 +165,9 @@ async def test_only_those_who_wait_for_it_are_woken() -> None:
             "b.>": False,
             "*": True,
         }
-        assert [follower.news for follower in log._readers if follower.selection.topics == "a"] == [
-            False
-        ]
+        assert [
+            follower.news for follower in log._followers if follower.selection.topics == "a"
+        ] == [False]
         for topics, task in waiting.items():
             task.cancel()
             await asyncio.wait([task])

@@ -4,8 +4,6 @@ import asyncio
 import gc
 import os
 import threading
-import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +15,7 @@ from codomyrmex.events.streaming import (
     create_event,
 )
 from codomyrmex.events.streaming.subscribers import make_queue
+from tests.forks import in_a_child
 from tests.streams.handlers import PATIENCE, Gate, publish, thread
 
 
@@ -168,26 +167,6 @@ class TestLoops:
 class TestForks:
     """A stream that was made before a fork works in the child."""
 
-    def in_a_child(self, check: Callable[[], bool]) -> bool:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Pythons that warn of threads
-            child = os.fork()
-        if child == 0:  # pragma: no cover - in the child
-            status = 1
-            try:
-                status = 0 if check() else 2
-            finally:
-                os._exit(status)
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                return status == 0
-            time.sleep(0.001)
-        os.kill(child, 9)  # pragma: no cover - it hangs
-        os.waitpid(child, 0)  # pragma: no cover
-        return False  # pragma: no cover
-
     def test_although_another_thread_is_filling_a_queue_of_the_newest(self) -> None:
         queue = make_queue(3, "latest_by_key", key=lambda event: event.data)
         filling, forked = threading.Event(), threading.Event()
@@ -200,7 +179,7 @@ class TestForks:
         thread = threading.Thread(target=fill)
         thread.start()
         filling.wait(PATIENCE)
-        assert self.in_a_child(lambda: queue.offer(create_event(1)) and queue.qsize() == 1)
+        assert in_a_child(lambda: queue.offer(create_event(1)) and queue.qsize() == 1)
         forked.set()
         thread.join()
 
@@ -225,7 +204,7 @@ class TestForks:
             return got == [("sync", 1), 1, ("sync", 2), 2]
 
         asyncio.run(here())
-        assert self.in_a_child(check)
+        assert in_a_child(check)
         assert got == [("sync", 1), 1]
 
     def test_while_another_thread_was_delivering(self) -> None:
@@ -243,7 +222,7 @@ class TestForks:
         with thread(work):
             assert gate.entered.wait(PATIENCE)
             try:
-                assert self.in_a_child(check)
+                assert in_a_child(check)
             finally:
                 gate.open.set()
 
@@ -265,7 +244,7 @@ class TestForks:
         with thread(lambda: stream.publish_nowait(Event(metadata=Metadata()))):
             assert inside.wait(PATIENCE)
             try:
-                assert self.in_a_child(check)
+                assert in_a_child(check)
             finally:
                 leave.set()
 
@@ -275,7 +254,7 @@ class TestForks:
         def fork(event: Event) -> None:
             got.append(event.data)
             if event.data == 1:
-                worked.append(self.in_a_child(check))
+                worked.append(in_a_child(check))
 
         def check() -> bool:
             # The delivery goes on in the child: its own publish comes after it.
@@ -305,7 +284,7 @@ class TestForks:
             await stream.subscribe(take)
             await stream.publish(create_event(1))
             await asyncio.sleep(0)  # it is running
-            child_worked = self.in_a_child(lambda: asyncio_in_a_thread_of_its_own(check))
+            child_worked = in_a_child(lambda: asyncio_in_a_thread_of_its_own(check))
             await stream.drain()
             return child_worked
 

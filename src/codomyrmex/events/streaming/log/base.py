@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 from ..errors import EventError, TooLarge
 from ..models import Event, check_event
 from ..topics import Selection, TopicFilter
-from ..wakeups import Waiters, wait_until, wake_all
+from .followers import Follower
 from .record import Record
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "LATEST",
     "Batch",
     "Capabilities",
-    "Follower",
     "Gap",
     "Location",
     "Log",
@@ -201,40 +200,6 @@ class Page:
     cursor: str
     is_last: bool
     missed: int | None
-
-
-class Follower:
-    """A reader that waits for what is appended. Woken from any thread.
-
-    Attributes:
-        selection: what it waits for.
-        news: whether something may have come since it last looked.
-        ended: whether nothing will come any more.
-    """
-
-    __slots__ = ("__weakref__", "_waiters", "ended", "news", "selection")
-
-    def __init__(self, selection: Selection) -> None:
-        self.selection = selection
-        self.news = False
-        self.ended = False
-        self._waiters: Waiters = []
-
-    def notify(self) -> None:
-        """Something was appended. From any thread."""
-        self.news = True
-        if self._waiters:
-            wake_all(self._waiters)
-
-    def end(self) -> None:
-        """Nothing will come any more. From any thread."""
-        self.ended = True
-        self.notify()
-
-    async def wait(self) -> None:
-        """Wait until `notify` has been called since `news` was last set to False."""
-        while not self.news:
-            await wait_until(self._waiters, lambda: self.news)
 
 
 class Log(ABC):

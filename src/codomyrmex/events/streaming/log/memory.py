@@ -9,13 +9,12 @@ from urllib.parse import SplitResult
 
 from ..errors import IdConflict, StreamClosed
 from ..forks import follow_forks
-from ..topics import Selection, TopicIndex
+from ..topics import Selection
 from .base import (
     EARLIEST,
     LATEST,
     MAX_SIZE,
     Capabilities,
-    Follower,
     Gap,
     Location,
     Log,
@@ -24,6 +23,7 @@ from .base import (
     Retention,
     retention_of,
 )
+from .followers import Follower, Followers
 from .record import Record
 from .ring import Ring
 
@@ -76,9 +76,7 @@ class MemoryLog(Log):
         self._last_trimmed: dict[str, tuple[int, str]] = {}
         self._last_trimmed_ids: dict[str, tuple[int, int]] = {}  # and for how many topics
         self._forgotten = 0  # of topics that have been forgotten, the last position trimmed
-        self._followers: TopicIndex[Follower] = TopicIndex()
-        self._readers: dict[Follower, str] = {}
-        self._serial = 0
+        self._followers = Followers()
         self._closed = False
         self._appended = 0
         self._repeated = 0
@@ -111,7 +109,7 @@ class MemoryLog(Log):
                 self._add(record)
             self._repeated += len(drafts) - len(fresh)
             self._trim_some(2 * len(fresh) + _TRIMMED_AT_ONCE)
-            followers = self._followers_of(fresh)
+            followers = self._followers.of(fresh)
         for follower in followers:
             follower.notify()
         return stored
@@ -136,17 +134,6 @@ class MemoryLog(Log):
         self._ring.add(record)
         self._by_id[record.id] = record
         self._appended += 1
-
-    def _followers_of(self, records: list[Record]) -> list[Follower]:
-        """Who waits for any of these, once each."""
-        if not self._readers:
-            return []
-        found: dict[Follower, None] = {}
-        for topic in dict.fromkeys(
-            topic for record in records for topic in (record.topics or (None,))
-        ):
-            found.update(dict.fromkeys(self._followers.match(topic)))
-        return list(found)
 
     # Trimming.
 
@@ -294,17 +281,12 @@ class MemoryLog(Log):
         follower = Follower(selection)
         with self._lock:
             self._check_open()
-            self._serial += 1
-            key = str(self._serial)
-            self._followers.add(key, selection.topics, follower)
-            self._readers[follower] = key
+            self._followers.add(follower)
         return follower
 
     def _unfollow(self, follower: Follower) -> None:
         with self._lock:
-            key = self._readers.pop(follower, None)
-            if key is not None:
-                self._followers.discard(key)
+            self._followers.discard(follower)
 
     # The rest.
 
@@ -323,12 +305,12 @@ class MemoryLog(Log):
                 bytes=self._ring.bytes,
                 earliest=earliest,
                 latest=latest,
-                readers=len(self._readers),
+                readers=len(self._followers),
             )
 
     async def close(self) -> None:  # noqa: D102  (as in the base)
         with self._lock:
             self._closed = True
-            followers = tuple(self._readers)
+            followers = tuple(self._followers)
         for follower in followers:
             follower.end()

@@ -19,13 +19,12 @@ from urllib.parse import SplitResult, unquote
 
 from ..errors import IdConflict, StreamClosed
 from ..forks import follow_forks
-from ..topics import Selection, TopicIndex
+from ..topics import Selection
 from .base import (
     EARLIEST,
     LATEST,
     MAX_SIZE,
     Capabilities,
-    Follower,
     Gap,
     Location,
     Log,
@@ -34,6 +33,7 @@ from .base import (
     Retention,
     retention_of,
 )
+from .followers import Follower, Followers
 from .record import Record
 from .ring import Ring
 from .sqlite_file import SQLiteFile
@@ -148,9 +148,7 @@ class SQLiteLog(Log):
         self._appended_bytes = 0
         self._trimmed_bytes = 0
         self._ring = Ring()
-        self._followers: TopicIndex[Follower] = TopicIndex()
-        self._readers: dict[Follower, str] = {}
-        self._serial = 0
+        self._followers = Followers()
         self._appended = 0
         self._repeated = 0
         self._trimmed = 0
@@ -325,10 +323,7 @@ class SQLiteLog(Log):
                 ring.drop_first()
             self._appended += len(records)
             self._repeated += repeated
-            followers: dict[Follower, None] = {}
-            if self._readers:
-                for topic in dict.fromkeys(t for r in records for t in (r.topics or (None,))):
-                    followers.update(dict.fromkeys(self._followers.match(topic)))
+            followers = self._followers.of(records)
         for follower in followers:
             follower.notify()
 
@@ -415,17 +410,12 @@ class SQLiteLog(Log):
         follower = Follower(selection)
         with self._lock:
             self._check_open()
-            self._serial += 1
-            key = str(self._serial)
-            self._followers.add(key, selection.topics, follower)
-            self._readers[follower] = key
+            self._followers.add(follower)
         return follower
 
     def _unfollow(self, follower: Follower) -> None:
         with self._lock:
-            key = self._readers.pop(follower, None)
-            if key is not None:
-                self._followers.discard(key)
+            self._followers.discard(follower)
 
     # The rest.
 
@@ -443,13 +433,13 @@ class SQLiteLog(Log):
                 bytes=self._held_bytes,
                 earliest=self._first_id,
                 latest=self._last_id,
-                readers=len(self._readers),
+                readers=len(self._followers),
             )
 
     async def close(self) -> None:  # noqa: D102  (as in the base)
         with self._lock:
             self._closed = True
-            followers = tuple(self._readers)
+            followers = tuple(self._followers)
             if self._ending is None and self._writing is not None:
                 self._ending = self._writing.submit(self._close_files)
         for follower in followers:
