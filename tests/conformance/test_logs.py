@@ -5,6 +5,7 @@ import itertools
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -43,7 +45,7 @@ from codomyrmex.events.streaming.log import (
     Retention,
     SQLiteLog,
 )
-from codomyrmex.events.streaming.log.base import Reader
+from codomyrmex.events.streaming.log.base import Change, Note, Reader, Superseded
 from codomyrmex.events.streaming.testing import VirtualTimeLoop, cancel_at_every_await, run
 
 PATIENCE = 20.0  # seconds of real time for what must happen at once
@@ -62,12 +64,38 @@ class NewLog(SQLiteLog):
         super().__init__(path, durability="normal", **options)
 
 
+class SharedLog(NewLog):
+    """One that is not alone, and to which another appends all that is said to be appended to it.
+
+    It is as with two processes: neither knows of the other but by the file.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.other = SQLiteLog(self.path, durability="normal", **options)
+
+    async def _append(self, drafts: list[Record], guard: Note | None = None) -> list[Record]:
+        await self._open()
+        return await self.other._append(drafts, guard)
+
+    async def _change(self, change: Change) -> Note | None:
+        return await self.other._change(change)
+
+    def statistics(self) -> LogStatistics:
+        mine, others = super().statistics(), self.other.statistics()
+        return replace(others, readers=mine.readers, trimmed=mine.trimmed + others.trimmed)
+
+    async def close(self) -> None:
+        await self.other.close()
+        await super().close()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def directory(tmp_path_factory: pytest.TempPathFactory) -> None:
     NewLog.directory = tmp_path_factory.mktemp("logs")
 
 
-LOGS: dict[str, OpenLog] = {"MemoryLog": MemoryLog, "SQLiteLog": NewLog}
+LOGS: dict[str, OpenLog] = {"MemoryLog": MemoryLog, "SQLiteLog": NewLog, "shared": SharedLog}
 
 
 @pytest.fixture(params=LOGS)
@@ -726,6 +754,106 @@ async def test_a_reader_may_be_closed_twice(open_log: OpenLog) -> None:
         assert log.statistics().readers == 0
 
 
+class TestNotes:
+    """Small named values that logs keep for consumers and runs."""
+
+    async def test_are_changed_only_by_who_knows_them_as_they_are(self, open_log: OpenLog) -> None:
+        async with open_log() as log:
+            assert await log._note("cursor") == Note("cursor", {}, 0)
+            first = await log._change(Change(Note("cursor", {"at": "1"})))
+            assert first is not None
+            assert await log._note("cursor") == first
+            assert await log._change(Change(Note("cursor", {"at": "x"}))) is None
+            second = await log._change(Change(Note("cursor", {"at": "ä"}, first.revision)))
+            assert second is not None
+            assert second.revision not in (0, first.revision)
+            assert await log._change(Change(Note("cursor", {"at": "x"}, first.revision))) is None
+            assert await log._change(Change(first, gone=True)) is None
+            assert (await log._note("cursor")).value == {"at": "ä"}
+            assert await log._change(Change(second, gone=True)) is not None
+            assert (await log._note("cursor")).revision == 0
+            third = await log._change(Change(Note("cursor", {})))
+            assert third is not None
+            assert third.revision not in (first.revision, second.revision)
+
+    async def test_are_found_by_how_their_names_begin(self, open_log: OpenLog) -> None:
+        async with open_log() as log:
+            for key in ("run:a", "run:b", "run", "consumer:a", "ruo:a"):
+                await log._change(Change(Note(key, {"key": key})))
+            assert [note.value["key"] for note in await log._notes("run:")] == ["run:a", "run:b"]
+
+    async def test_end_when_their_time_is_over(self, open_log: OpenLog) -> None:
+        clock = Clock()
+        async with open_log(clock=clock) as log:
+            note = await log._change(Change(Note("lease", {}), expires=clock.now + 15_000_000))
+            assert note is not None
+            clock.pass_by(14)
+            assert await log._note("lease") == note
+            clock.pass_by(1)
+            assert (await log._note("lease")).revision == 0
+            assert await log._notes("") == []
+            assert await log._change(Change(note)) is None
+            again = await log._change(Change(Note("lease", {"by": "another"})))
+            assert again is not None
+            clock.pass_by(3600)
+            await log.trim()
+            assert await log._note("lease") == again
+
+    async def test_guard_what_is_appended(self, open_log: OpenLog) -> None:
+        async with open_log() as log:
+            note = await log._change(Change(Note("lease", {})))
+            assert note is not None
+            drafts = [Record.of(each) for each in events("1", "2")]
+            await log._append(drafts[:1], note)
+            await log._change(Change(note))
+            with pytest.raises(Superseded):
+                await log._append(drafts[1:], note)
+            with pytest.raises(Superseded):
+                await log._append(drafts[1:], Note("another", {}, 5))
+            assert await read_all(log) == ["1"]
+
+    async def test_tell_that_they_were_changed(self, open_log: OpenLog) -> None:
+        async with open_log() as log:
+            await log.append(events("1"))
+            count = log._notes_changed.count
+            waiting = asyncio.create_task(log._notes_changed.wait(count))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            await log._change(Change(Note("note", {})))
+            await waiting
+            assert (await log._note("note")).revision
+
+    async def test_keep_records_for_as_long_as_they_are_there(self, open_log: OpenLog) -> None:
+        clock = Clock()
+        async with open_log(retention=Retention(count=2), clock=clock) as log:
+            await log.append(events("run/1", "x/1", "run/2"))
+            start = (await log.locate("run/1")).position
+            assert start is not None
+            until = clock.now + 60_000_000
+            await log._change(Change(Note("run", {}), expires=until, keep=("run", start)))
+            await log.append(events(*(f"x/{number}" for number in range(2, 40)), "run/3"))
+            await log.append(events(*(f"x/{number}" for number in range(40, 80))))
+            await log.trim()
+            assert await read_all(log, topics="run") == ["run/2", "run/3"]
+            assert (await log.read("run/2", "run")).gap is None
+            assert (await log.read("run/1", "run")).gap is None
+            assert await read_all(log) == ["run/2", "run/3", "x/78", "x/79"]
+            assert await read_all(log, "run/2") == ["run/3", "x/78", "x/79"]
+            assert (await log.read("run/2")).gap == Gap("run/2", "trimmed", 76)
+            assert (await log.locate("run/2")).status == "found"
+            counts = log.statistics()
+            assert (counts.earliest, counts.latest, counts.records) == ("run/2", "x/79", 2)
+            async with aclosing(log.tail("run/2", ["run", "x"], limit=1)) as tail:
+                gap, *found = await take(tail, 4)
+                assert (gap.after, gap.reason) == ("run/2", "trimmed")
+                assert found == ["run/3", "x/78", "x/79"]
+            clock.pass_by(60)
+            await log.trim()
+            assert await read_all(log) == ["x/78", "x/79"]
+            assert (await log.read("run/2", "run")).gap == Gap("run/2", "trimmed", None)
+            assert (await log.read("run/3", "run")).gap is None
+
+
 class TestClosing:
     async def test_ends_everything_and_again_does_nothing(self, open_log: OpenLog) -> None:
         log = open_log()
@@ -755,6 +883,8 @@ class LikeTheReference(RuleBasedStateMachine):
         self.count = count
         self.log = LOGS[kind](retention=Retention(count=count))
         self.published: list[tuple[str, str | None]] = []
+        self.trimmed: set[int] = set()
+        self.keeps: dict[str, tuple[Note, int]] = {}  # by topic: from which on
 
     def selects(self, topics: Any, topic: str | None) -> bool:
         if topics == "*":
@@ -776,26 +906,51 @@ class LikeTheReference(RuleBasedStateMachine):
         assert ids(self.loop.run_until_complete(self.log.append(given_))) == [
             name for name, _ in fresh
         ]
+        self.trim()
+
+    @rule(topic=st.sampled_from(["a", "b", "a.b"]), back=st.integers(0, 12))
+    def keep(self, topic: str, back: int) -> None:
+        start = max(0, len(self.published) - back)
+        note = self.keeps[topic][0] if topic in self.keeps else Note(topic, {})
+        change = Change(note, keep=(topic, start))
+        changed = self.loop.run_until_complete(self.log._change(change))
+        assert changed is not None
+        self.keeps[topic] = changed, start
+        self.trim()
+
+    @precondition(lambda self: self.keeps)
+    @rule(data=st.data())
+    def keep_no_more(self, data: st.DataObject) -> None:
+        note, _ = self.keeps.pop(data.draw(st.sampled_from(sorted(self.keeps))))
+        assert self.loop.run_until_complete(self.log._change(Change(note, gone=True)))
+        self.trim()
+
+    def trim(self) -> None:
         self.loop.run_until_complete(self.log.trim())
+        for index, (_, topic) in enumerate(self.published[: self.gone]):
+            if topic not in self.keeps or index < self.keeps[topic][1]:
+                self.trimmed.add(index)
 
     @property
     def gone(self) -> int:
+        """How many retention does not allow, and only notes keep."""
         return 0 if self.count is None else max(0, len(self.published) - self.count)
+
+    def selected(self, topics: Any, start: int, *, trimmed: bool) -> list[str]:
+        return [
+            name
+            for index, (name, topic) in enumerate(self.published)
+            if index >= start and self.selects(topics, topic) and (index in self.trimmed) is trimmed
+        ]
 
     @rule(topics=st.sampled_from(FILTERS), back=st.integers(0, 12), limit=st.integers(1, 4))
     def read(self, topics: Any, back: int, limit: int) -> None:
         seen = max(0, len(self.published) - back)
         cursor = str(seen - 1) if seen else EARLIEST
         batch = self.loop.run_until_complete(self.log.read(cursor, topics, limit=limit))
-        wanted = [
-            name
-            for name, topic in self.published[max(seen, self.gone) :]
-            if self.selects(topics, topic)
-        ]
+        wanted = self.selected(topics, seen, trimmed=False)
         assert ids(batch) == wanted[:limit]
-        missed = [
-            name for name, topic in self.published[seen : self.gone] if self.selects(topics, topic)
-        ]
+        missed = self.selected(topics, seen, trimmed=True)
         if missed and seen:
             assert batch.gap is not None
             assert batch.gap.missed in (len(missed), None)
@@ -806,7 +961,7 @@ class LikeTheReference(RuleBasedStateMachine):
 
     @rule(topics=st.sampled_from(FILTERS), last=st.integers(1, 4))
     def tail(self, topics: Any, last: int) -> None:
-        kept = [name for name, topic in self.published[self.gone :] if self.selects(topics, topic)]
+        kept = self.selected(topics, 0, trimmed=False)
 
         async def begin() -> list[Any]:
             async with aclosing(self.log.tail(topics=topics, last=last)) as tail:
@@ -820,7 +975,7 @@ class LikeTheReference(RuleBasedStateMachine):
             counts = self.log.statistics()
             assert counts.appended == len(self.published)
             assert counts.records == len(self.published) - self.gone
-            assert counts.trimmed == self.gone
+            assert counts.trimmed == len(self.trimmed)
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):

@@ -1,6 +1,7 @@
 """What all logs share: gaps that add up."""
 
 from codomyrmex.events.streaming.log import Gap, MemoryLog, Retention
+from codomyrmex.events.streaming.log.base import Start
 from codomyrmex.events.streaming.topics import Selection
 from tests.conformance.test_logs import events, ids
 
@@ -9,7 +10,7 @@ class TestGapsOfOneBatch:
     """Retention that goes on between finding the cursor and reading the page."""
 
     class Log(MemoryLog):
-        async def _begin(self, after: str, selection: Selection) -> tuple[int, Gap | None]:
+        async def _begin(self, after: str, selection: Selection) -> Start:
             found = await super()._begin(after, selection)
             await self.append(events("between/1", "between/2"))
             return found

@@ -121,9 +121,9 @@ class TestAppendingTogether:
         commits: list[int] = []
         commit = SQLiteLog._commit
 
-        def count(log: SQLiteLog, jobs: list[Any]) -> None:
+        def count(log: SQLiteLog, jobs: list[Any], file: SQLiteFile) -> None:
             commits.append(len(jobs))
-            commit(log, jobs)
+            commit(log, jobs, file)
 
         monkeypatch.setattr(SQLiteLog, "_commit", count)
         async with SQLiteLog(path) as log:
@@ -175,7 +175,7 @@ class TestAppendingTogether:
             assert await read_all(log) == ["0", "2"]
 
     async def test_who_was_called_off_as_it_was_stored_is_told_nothing(self) -> None:
-        job = sqlite._Job([], asyncio.get_running_loop().create_future())
+        job = sqlite._Job([], None, asyncio.get_running_loop().create_future())
         job.future.cancel()
         job.resolve([])
         await asyncio.sleep(0)
@@ -289,7 +289,7 @@ class TestManyTopics:
             position = (await log.locate("user.5/1")).position
             assert position is not None
             page = await log._read(
-                lambda file: file.page_of(position, Selection(topics), 1000, position + 3)
+                lambda file: file.page_of(position, Selection(topics), 1000, position + 3, 0)
             )
             assert ids(page.records) == names[6:9]
             assert page.reached == position + 3
@@ -330,13 +330,33 @@ class TestFilesThatAreNotAsTheyShouldBe:
         await self.refused(path, "another program's database: choose another file")
         assert path.read_bytes() == before
 
+    async def test_of_the_first_version(self, path: Path) -> None:
+        """It is brought to the present one, with all that is in it."""
+        with sqlite3.connect(path) as file:
+            file.executescript(sqlite_file._SCHEMA + "PRAGMA user_version = 1;")
+            file.execute("INSERT INTO topics (number, name) VALUES (1, 'a')")
+            file.executemany(
+                "INSERT INTO records VALUES (?, ?, 1, NULL, 'message', 0, x'31', x'', 0, 0, ?)",
+                [(position, f"a/{position}", 4 * position) for position in range(3, 6)],
+            )
+            file.execute("INSERT INTO trimmed VALUES (2, 'a/2')")
+        file.close()
+        async with SQLiteLog(path, Retention(count=9)) as log:
+            await log.append(events("a/6"))
+            assert await read_all(log) == ["a/3", "a/4", "a/5", "a/6"]
+            assert (await log.locate("a/2")).status == "trimmed"
+            assert log.statistics().records == 4
+        with sqlite3.connect(path) as file:
+            assert file.execute("PRAGMA user_version").fetchone() == (2,)
+        file.close()
+
     async def test_newer(self, path: Path) -> None:
         async with SQLiteLog(path) as log:
             await log.append(events("1"))
         with sqlite3.connect(path) as file:
             file.execute("PRAGMA user_version = 7")
         file.close()
-        await self.refused(path, "schema is version 7 and this release knows 1: upgrade")
+        await self.refused(path, "schema is version 7 and this release knows 2: upgrade")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     async def test_read_only(self, path: Path) -> None:
@@ -360,13 +380,6 @@ class TestFilesThatAreNotAsTheyShouldBe:
     async def test_a_mark_that_cannot_be_made(self, path: Path) -> None:
         Path(f"{path}-lock").mkdir()
         await self.refused(path, "cannot be written")
-
-    async def test_in_use(self, path: Path) -> None:
-        async with SQLiteLog(path) as log:
-            await log.append(events("1"))
-            await self.refused(path, "in use: one process at a time")
-        async with SQLiteLog(path) as log:
-            assert await read_all(log) == ["1"]
 
     async def test_an_error_in_the_middle_leaves_nothing_of_it(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -579,7 +592,9 @@ def test_a_file_that_is_opened_again_and_again_leaves_no_descriptor(path: Path) 
         pytest.skip("this system does not show open files")
     before = len(list(files.iterdir()))
     for _ in range(5):
-        SQLiteFile(path, writes=True).close()
+        file = SQLiteFile(path)
+        file.prepare("full")
+        file.close()
         with pytest.raises(LogUnusable):
-            SQLiteFile(path.parent, writes=True)
+            SQLiteFile(path.parent)
     assert len(list(files.iterdir())) == before

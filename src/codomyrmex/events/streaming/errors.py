@@ -13,6 +13,7 @@
     ├── NoBatchHandler (RuntimeError)       a full batch with nowhere to go
     ├── IdConflict (ValueError)             a log has another event with this id
     ├── TooLarge (ValueError)               an event is larger than a log takes
+    ├── ConsumerInUse (RuntimeError)        another holds the consumer of this name
     ├── LogFull (OSError)                   there is no room for a log to grow
     ├── LogUnusable (OSError)               a log's file or engine cannot be used as it is
     └── MissingExtra (ImportError)          an optional dependency is not installed
@@ -25,6 +26,7 @@ import reprlib
 
 __all__ = [
     "AlreadyConsumed",
+    "ConsumerInUse",
     "DecodeError",
     "EncodeError",
     "EventError",
@@ -173,6 +175,26 @@ class TooLarge(StreamingError, ValueError):
     def __str__(self) -> str:
         return (
             f"event {shown(self.event_id)} has {self.size} bytes; this log takes up to {self.limit}"
+        )
+
+
+class ConsumerInUse(StreamingError, RuntimeError):
+    """Another holds the consumer of this name: here, or in another process.
+
+    Attributes:
+        name: the consumer's name.
+        seconds: how long the other holds it at least, unless it lets go.
+    """
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name, seconds)
+        self.name = name
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return (
+            f"consumer {shown(self.name)} is in use: its lease runs for {self.seconds:.1f} s more,"
+            " and is renewed for as long as it is used"
         )
 
 

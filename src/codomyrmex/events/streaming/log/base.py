@@ -12,13 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from ..errors import EventError, TooLarge
+from ..errors import EventError, StreamingError, TooLarge
 from ..models import Event, check_event
 from ..topics import Selection, TopicFilter
-from .followers import Follower
+from .followers import Follower, Signal
 from .record import Record
 
 __all__ = [
@@ -193,6 +193,7 @@ class Page:
         cursor: the id of what is there, or of something before it.
         is_last: whether there was nothing after `reached`.
         missed: how many of those asked for had been trimmed; None: some, not known how many.
+        told: the position up to which `missed` tells that.
     """
 
     records: list[Record]
@@ -200,6 +201,58 @@ class Page:
     cursor: str
     is_last: bool
     missed: int | None
+    told: int
+
+
+class Start(NamedTuple):
+    """Where a reader begins.
+
+    Attributes:
+        position: the position after which it reads.
+        told: the position up to which `gap` tells what was trimmed.
+        gap: what is missing there.
+    """
+
+    position: int
+    told: int
+    gap: Gap | None
+
+
+class Superseded(StreamingError):
+    """A note is not any more what it has to be for events to be appended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A small named value that a log keeps beside its records, such as a consumer's cursor.
+
+    Attributes:
+        key: its name.
+        value: what it says.
+        revision: another number after each change; 0: there is no such note yet.
+    """
+
+    key: str
+    value: dict[str, Any]
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to become of a note.
+
+    Attributes:
+        note: the new value, with the revision that the note is thought to have.
+        gone: whether it is to be taken away.
+        expires: when it goes by itself, in microseconds since 1970; None: never.
+        keep: a topic, and a position after which retention spares its records for as long as the
+            note is there.
+    """
+
+    note: Note
+    gone: bool = False
+    expires: int | None = None
+    keep: tuple[str, int] | None = None
 
 
 class Log(ABC):
@@ -216,6 +269,7 @@ class Log(ABC):
     capabilities: ClassVar[Capabilities]
     retention: Retention
     max_size: int
+    _notes_changed: Signal  # set off when a note may have been changed, by whoever did
 
     async def append(self, entries: "Iterable[Event | Record]", /) -> list[Record]:
         """Store events at the end; whole or not at all. Returns when they are stored.
@@ -257,11 +311,12 @@ class Log(ABC):
         Raises:
             StreamClosed: the log has been closed.
         """
-        trimmed = 0
-        while step := await self._trim_step():
-            trimmed += step
+        before = self.statistics().trimmed
+        is_done = False
+        while not is_done:
+            is_done = not await self._trim_step()
             await asyncio.sleep(0)
-        return trimmed
+        return self.statistics().trimmed - before
 
     @abstractmethod
     def statistics(self) -> LogStatistics:
@@ -274,20 +329,28 @@ class Log(ABC):
     # What a kind of log has to do.
 
     @abstractmethod
-    async def _append(self, drafts: list[Record]) -> list[Record]:
-        """`append`, of records that have been checked."""
+    async def _append(self, drafts: list[Record], guard: Note | None = None) -> list[Record]:
+        """`append`, of records that have been checked.
+
+        Args:
+            drafts: the records.
+            guard: a note that has to be there as it is here for them to be stored.
+
+        Raises:
+            Superseded: it is not.
+        """
 
     @abstractmethod
-    async def _trim_step(self) -> int:
-        """Apply the retention to some records; returns to how many, 0: there were none."""
+    async def _trim_step(self) -> bool:
+        """Apply the retention to some records; False: there was nothing to do."""
 
     @abstractmethod
     async def _locate(self, cursor: str, selection: Selection) -> Location:
         """`locate`."""
 
     @abstractmethod
-    async def _begin(self, after: str, selection: Selection) -> tuple[int, Gap | None]:
-        """The position at which to read on after a cursor, and what is missing before that.
+    async def _begin(self, after: str, selection: Selection) -> Start:
+        """The place at which to read on after a cursor, and what is missing before that.
 
         For a cursor that is not known: before the first record there is.
         """
@@ -297,8 +360,11 @@ class Log(ABC):
         """The position of the last record there is or was."""
 
     @abstractmethod
-    async def _page(self, after: int, selection: Selection, limit: int) -> Page:
-        """Selected records after a position: `limit` of them, or all there are."""
+    async def _page(self, after: int, selection: Selection, limit: int, told: int) -> Page:
+        """Selected records after a position: `limit` of them, or all there are.
+
+        What was trimmed up to the position `told` is not told again.
+        """
 
     @abstractmethod
     async def _before_last(
@@ -318,6 +384,22 @@ class Log(ABC):
     @abstractmethod
     def _unfollow(self, follower: Follower) -> None: ...
 
+    @abstractmethod
+    async def _note(self, key: str) -> Note:
+        """The note of this name; with revision 0 and an empty value, if there is none."""
+
+    @abstractmethod
+    async def _notes(self, prefix: str) -> list[Note]:
+        """The notes whose names begin so."""
+
+    @abstractmethod
+    async def _change(self, change: Change) -> Note | None:
+        """Change a note, unless somebody else has; None: somebody has."""
+
+    @abstractmethod
+    def _now(self) -> int:
+        """The time of the log's clock, in microseconds since 1970."""
+
     async def read(
         self, after: str = EARLIEST, topics: TopicFilter = "*", *, limit: int = PAGE
     ) -> Batch:
@@ -334,9 +416,9 @@ class Log(ABC):
             StreamClosed: the log has been closed.
         """
         selection = _checked(topics, limit)
-        position, gap = await self._begin(after, selection)
-        page = await self._page(position, selection, limit)
-        return Batch(page.records, page.cursor, _missing(gap, after, page), page.is_last)
+        start = await self._begin(after, selection)
+        page = await self._page(start.position, selection, limit, start.told)
+        return Batch(page.records, page.cursor, _missing(start.gap, after, page), page.is_last)
 
     async def tail(
         self,
@@ -405,7 +487,7 @@ class Reader:
         self._log = log
         self._selection = _checked(topics, limit)
         self._limit = limit
-        self._position = 0
+        self._position = self._told = 0
         self._cursor = EARLIEST
         self._gap: Gap | None = None
         self._until: int | None = None
@@ -422,11 +504,10 @@ class Reader:
         if last is not None and last < 0:
             raise ValueError(f"last is a number of events, 0 or more, not {last}")
         log, selection = self._log, self._selection
-        if last is None:
-            position, gap = await log._begin(after, selection)
-        else:
+        if last is not None:
             after = EARLIEST
-            position, gap = await log._begin(after, selection)
+        position, self._told, gap = await log._begin(after, selection)
+        if last is not None:
             position, _ = await log._before_last(last, position, selection)
         if await log._end() - position > replay_limit:
             position, skipped = await log._before_last(replay_limit, position, selection)
@@ -440,10 +521,10 @@ class Reader:
         while not follower.ended:
             follower.news = False
             until = self._until
-            page = await self._log._page(self._position, self._selection, self._limit)
+            page = await self._log._page(self._position, self._selection, self._limit, self._told)
             gap = _missing(self._gap, self._cursor, page)
             self._gap = None
-            self._position, self._cursor = page.reached, page.cursor
+            self._position, self._cursor, self._told = page.reached, page.cursor, page.told
             records = page.records
             if until is not None and records and records[-1].position > until:
                 records = [record for record in records if record.position <= until]

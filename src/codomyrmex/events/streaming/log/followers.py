@@ -6,7 +6,7 @@ from ..topics import Selection, TopicIndex
 from ..wakeups import Waiters, wait_until, wake_all
 from .record import Record
 
-__all__ = ["Follower", "Followers"]
+__all__ = ["Follower", "Followers", "Signal"]
 
 
 class Follower:
@@ -41,6 +41,31 @@ class Follower:
         """Wait until `notify` has been called since `news` was last set to False."""
         while not self.news:
             await wait_until(self._waiters, lambda: self.news)
+
+
+class Signal:
+    """Something that may have happened again. Set off from any thread."""
+
+    __slots__ = ("_count", "_waiters")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._waiters: Waiters = []
+
+    @property
+    def count(self) -> int:
+        """How often it was set off."""
+        return self._count
+
+    def set_off(self) -> None:
+        """It has happened."""
+        self._count += 1
+        wake_all(self._waiters)
+
+    async def wait(self, count: int) -> None:
+        """Wait until it was set off more often than that."""
+        while self._count == count:
+            await wait_until(self._waiters, lambda: self._count != count)
 
 
 class Followers:

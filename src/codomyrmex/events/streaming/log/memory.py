@@ -15,15 +15,19 @@ from .base import (
     LATEST,
     MAX_SIZE,
     Capabilities,
+    Change,
     Gap,
     Location,
     Log,
     LogStatistics,
+    Note,
     Page,
     Retention,
+    Start,
+    Superseded,
     retention_of,
 )
-from .followers import Follower, Followers
+from .followers import Follower, Followers, Signal
 from .record import Record
 from .ring import Ring
 
@@ -81,6 +85,14 @@ class MemoryLog(Log):
         self._appended = 0
         self._repeated = 0
         self._trimmed = 0
+        self._notes_by_key: dict[str, tuple[Note, Change]] = {}
+        self._notes_changed = Signal()
+        self._revision = 0
+        # Topics whose records stay, after which position; until when at least; and those which
+        # are here for no other reason.
+        self._keeps: dict[str, int] = {}
+        self._kept_until = sys.maxsize
+        self._kept: dict[int, Record] = {}
         follow_forks(self)
 
     @classmethod
@@ -101,9 +113,11 @@ class MemoryLog(Log):
 
     # Appending.
 
-    async def _append(self, drafts: list[Record]) -> list[Record]:
+    async def _append(self, drafts: list[Record], guard: Note | None = None) -> list[Record]:
         with self._lock:
             self._check_open()
+            if guard is not None and self._find_note(guard.key).revision != guard.revision:
+                raise Superseded
             stored, fresh = self._place(drafts)
             for record in fresh:
                 self._add(record)
@@ -140,26 +154,56 @@ class MemoryLog(Log):
     def _trim_some(self, most: int) -> int:
         """Let go what retention does not allow: all above the bounds, of the aged so many.
 
-        The last record stays, whatever the bounds.
+        The last record stays, whatever the bounds, and so does what a note keeps.
+
+        Returns:
+            How many have been looked at.
         """
         keep = self.retention
         most_records = keep.count or sys.maxsize
         most_bytes = keep.bytes or sys.maxsize
         since = None if keep.age is None else self._clock() - int(keep.age * 1_000_000)
         ring = self._ring
-        trimmed = 0
+        trimmed = self._trim_kept() if self._kept_until <= self._clock() else 0
         while len(ring) > 1:
             if len(ring) <= most_records and ring.bytes <= most_bytes:
                 aged = since is not None and ring.at(ring.first).time <= since
                 if not aged or trimmed >= most:
                     break
-            self._let_go(ring.drop_first())
+            record = ring.drop_first()
             trimmed += 1
-        self._trimmed += trimmed
+            if self._keeps and self._is_kept(record):
+                self._kept[record.position] = record
+            else:
+                self._let_go(record)
         return trimmed
+
+    def _is_kept(self, record: Record) -> bool:
+        keeps = self._keeps
+        return any(keeps.get(topic, sys.maxsize) < record.position for topic in record.topics)
+
+    def _trim_kept(self) -> int:
+        """Let go what no note keeps any more, and the notes whose time is over."""
+        now = self._clock()
+        self._keeps.clear()
+        self._kept_until = sys.maxsize
+        for key, (_, change) in tuple(self._notes_by_key.items()):
+            if change.expires is not None and change.expires <= now:
+                del self._notes_by_key[key]
+            elif change.keep is not None:
+                topic, after = change.keep
+                self._keeps[topic] = min(after, self._keeps.get(topic, after))
+                if change.expires is not None:
+                    self._kept_until = min(self._kept_until, change.expires)
+        gone = [record for record in self._kept.values() if not self._is_kept(record)]
+        for record in gone:
+            del self._kept[record.position]
+            self._let_go(record)
+        return len(gone)
 
     def _let_go(self, record: Record) -> None:
         """Remember where a record was that has been trimmed."""
+        self._trimmed += 1
         del self._by_id[record.id]
         self._trimmed_ids.pop(record.id, None)
         self._trimmed_ids[record.id] = record.position
@@ -167,9 +211,11 @@ class MemoryLog(Log):
             del self._trimmed_ids[next(iter(self._trimmed_ids))]
         for topic in record.topics:
             # At the end, so that they stand in the order of their positions.
-            before = self._last_trimmed.pop(topic, None)
-            if before is not None:
-                self._forget(before)
+            before = self._last_trimmed.pop(topic, _NEVER)
+            if before[0] > record.position:  # this one was kept for longer
+                self._last_trimmed[topic] = before
+                continue
+            self._forget(before)
             self._last_trimmed[topic] = record.position, record.id
             where, count = self._last_trimmed_ids.get(record.id, _NOWHERE)
             count = count + 1 if where == record.position else 1
@@ -177,7 +223,7 @@ class MemoryLog(Log):
         while len(self._last_trimmed) > _MOST_REMEMBERED:
             oldest = next(iter(self._last_trimmed))
             last = self._last_trimmed.pop(oldest)
-            self._forgotten = last[0]
+            self._forgotten = max(self._forgotten, last[0])
             self._forget(last)
 
     def _forget(self, last: tuple[int, str]) -> None:
@@ -191,10 +237,10 @@ class MemoryLog(Log):
         else:
             del self._last_trimmed_ids[id_]
 
-    async def _trim_step(self) -> int:
+    async def _trim_step(self) -> bool:
         with self._lock:
             self._check_open()
-            return self._trim_some(_TRIMMED_AT_ONCE)
+            return self._trim_some(_TRIMMED_AT_ONCE) > 0
 
     # Reading.
 
@@ -205,21 +251,24 @@ class MemoryLog(Log):
             missed = None if position is None else self._missed(position, selection)
             return Location(status, position, missed, *self._edges())
 
-    async def _begin(self, after: str, selection: Selection) -> tuple[int, Gap | None]:
+    async def _begin(self, after: str, selection: Selection) -> Start:
         with self._lock:
             self._check_open()
-            start = self._ring.first - 1
+            told = self._ring.first - 1
             position, _ = self._find(after)
             if position is None:
-                return start, Gap(after, "unknown")
-            missed = self._missed(position, selection)
-            gap = None if missed == 0 else Gap(after, "trimmed", missed)
-            return max(position, start), gap
+                return Start(self._before_all(), told, Gap(after, "unknown"))
+            missed = 0 if after == EARLIEST else self._missed(position, selection)
+            return Start(position, told, None if missed == 0 else Gap(after, "trimmed", missed))
+
+    def _before_all(self) -> int:
+        """The position before the first record, which may have been kept."""
+        return next(iter(self._kept), self._ring.first) - 1
 
     def _find(self, cursor: str) -> tuple[int | None, Literal["found", "trimmed", "unknown"]]:
         """Where a cursor is, and whether what it names is still here."""
         if cursor == EARLIEST:
-            return self._ring.first - 1, "found"
+            return self._before_all(), "found"
         if cursor == LATEST:
             return self._ring.last, "found"
         # First among what was trimmed: an id may be there and here, and who was there before has
@@ -235,7 +284,10 @@ class MemoryLog(Log):
     def _edges(self) -> tuple[str | None, str | None]:
         """The ids of the first and the last record."""
         ring = self._ring
-        return (ring.at(ring.first).id, ring.at(ring.last).id) if ring else (None, None)
+        if not ring:
+            return None, None
+        first = next(iter(self._kept.values()), None) or ring.at(ring.first)
+        return first.id, ring.at(ring.last).id
 
     def _missed(self, after: int, selection: Selection) -> int | None:
         """How many selected records after a position were trimmed; None: some."""
@@ -243,34 +295,56 @@ class MemoryLog(Log):
         if after >= last:
             return 0
         if selection.every:
-            return last - after
+            return last - after - sum(position > after for position in self._kept)
         if any(self._last_trimmed.get(topic, _NEVER)[0] > after for topic in selection.exact):
             return None
-        if selection.patterns:
-            for topic, (position, _) in reversed(self._last_trimmed.items()):
-                if position <= after:
-                    break
-                if selection.matches((topic,)):
-                    return None
+        if selection.patterns and any(
+            position > after and selection.matches((topic,))
+            for topic, (position, _) in self._last_trimmed.items()
+        ):
+            return None
         return None if after < self._forgotten else 0
 
-    async def _page(self, after: int, selection: Selection, limit: int) -> Page:
+    async def _page(self, after: int, selection: Selection, limit: int, told: int) -> Page:
         with self._lock:
             self._check_open()
             self._trim_some(_TRIMMED_AT_ONCE)
             ring = self._ring
-            missed = self._missed(after, selection)
-            found, reached = ring.page(max(after, ring.first - 1), selection, limit)
+            missed = self._missed(max(after, told), selection)
+            told = max(told, ring.first - 1)
+            found = self._kept_after(after, selection)[:limit]
+            if len(found) == limit:
+                return Page(found, found[-1].position, found[-1].id, False, missed, told)
+            more, reached = ring.page(max(after, ring.first - 1), selection, limit - len(found))
             # Before the first only where nothing was ever appended: the last is never trimmed.
             cursor = ring.at(reached).id if reached >= ring.first else EARLIEST
-            return Page(found, reached, cursor, reached == ring.last, missed)
+            return Page(found + more, reached, cursor, reached == ring.last, missed, told)
+
+    def _kept_after(self, after: int, selection: Selection) -> list[Record]:
+        """What only notes keep, of what is selected after a position."""
+        if after >= self._ring.first - 1 or not self._kept:
+            return []
+        return [
+            record
+            for position, record in self._kept.items()
+            if position > after and selection.matches(record.topics)
+        ]
 
     async def _before_last(
         self, count: int, after: int, selection: Selection
     ) -> tuple[int, int | None]:
         with self._lock:
             self._check_open()
-            return self._ring.before_last(count, max(after, self._ring.first - 1), selection)
+            kept = self._kept_after(after, selection)
+            first = self._ring.first - 1
+            start, skipped = self._ring.before_last(count, max(after, first), selection)
+            if not kept:
+                return start, skipped
+            if skipped:
+                return start, skipped + len(kept)
+            _, there = self._ring.before_last(0, max(after, first), selection)
+            left = len(kept) - (count - there)
+            return (kept[left - 1].position, left) if left > 0 else (after, 0)
 
     async def _end(self) -> int:
         with self._lock:
@@ -287,6 +361,46 @@ class MemoryLog(Log):
     def _unfollow(self, follower: Follower) -> None:
         with self._lock:
             self._followers.discard(follower)
+
+    # Notes.
+
+    def _find_note(self, key: str) -> Note:
+        found = self._notes_by_key.get(key)
+        if found is None:
+            return Note(key, {})
+        note, change = found
+        is_over = change.expires is not None and change.expires <= self._clock()
+        return Note(key, {}) if is_over else note
+
+    async def _note(self, key: str) -> Note:
+        with self._lock:
+            self._check_open()
+            return self._find_note(key)
+
+    async def _notes(self, prefix: str) -> list[Note]:
+        with self._lock:
+            self._check_open()
+            keys = sorted(key for key in self._notes_by_key if key.startswith(prefix))
+            return [note for note in map(self._find_note, keys) if note.revision]
+
+    async def _change(self, change: Change) -> Note | None:
+        key, revision = change.note.key, change.note.revision
+        with self._lock:
+            self._check_open()
+            if self._find_note(key).revision != revision:
+                return None
+            self._revision += 1
+            note = Note(key, change.note.value, self._revision)
+            if change.gone:
+                self._notes_by_key.pop(key, None)
+            else:
+                self._notes_by_key[key] = note, change
+            self._kept_until = 0  # see again what is kept
+        self._notes_changed.set_off()
+        return note
+
+    def _now(self) -> int:
+        return self._clock()
 
     # The rest.
 

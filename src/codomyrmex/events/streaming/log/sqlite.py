@@ -2,22 +2,28 @@
 
 One thread writes: it takes everything that waits to be appended and commits it together. Two
 threads read, and never wait for the one that writes. The latest records are in memory besides,
-where readers that are up to date find them without asking a thread.
+where readers that are up to date find them without asking a thread. Other processes may do the
+same with the same file; see `Peers`.
 """
 
 import asyncio
+import contextlib
 import os
+import secrets
+import signal
+import sys
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote
 
-from ..errors import IdConflict, StreamClosed
+from ..errors import IdConflict, StreamClosed, StreamingError
 from ..forks import follow_forks
 from ..topics import Selection
 from .base import (
@@ -25,18 +31,22 @@ from .base import (
     LATEST,
     MAX_SIZE,
     Capabilities,
-    Gap,
+    Change,
     Location,
     Log,
     LogStatistics,
+    Note,
     Page,
     Retention,
+    Start,
+    Superseded,
     retention_of,
 )
-from .followers import Follower, Followers
+from .followers import Follower, Followers, Signal
+from .peers import Peers
 from .record import Record
 from .ring import Ring
-from .sqlite_file import SQLiteFile
+from .sqlite_file import Extent, SQLiteFile
 
 __all__ = ["SQLiteLog"]
 
@@ -66,18 +76,48 @@ def _microseconds() -> int:
     return time.time_ns() // 1000
 
 
+def _ignore_broken_pipes() -> None:
+    """Have no signal end the process when this thread rings the bell of one that was killed."""
+    if hasattr(signal, "pthread_sigmask"):  # pragma: no branch - not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+
+
+def _calls(method: "Callable[[bool], None]") -> "Callable[[bool], None]":
+    """What calls a method for as long as its object is there, and does not keep it."""
+    reference = weakref.WeakMethod(method)
+
+    def call(is_lull: bool) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(is_lull)
+
+    return call
+
+
+def _trace(path: Path) -> tuple[int, int]:
+    """What is different after somebody has written to the file."""
+    try:
+        found = os.stat(f"{path}-wal")
+    except OSError:  # nobody has written
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
 class _Job:
     """Records to be appended, and who waits for that."""
 
-    __slots__ = ("drafts", "future")
+    __slots__ = ("drafts", "future", "guard")
 
-    def __init__(self, drafts: list[Record], future: "asyncio.Future[list[Record]]") -> None:
+    def __init__(
+        self, drafts: list[Record], guard: Note | None, future: "asyncio.Future[list[Record]]"
+    ) -> None:
         self.drafts = drafts
+        self.guard = guard
         self.future = future
 
     def resolve(self, stored: list[Record] | None, error: BaseException | None = None) -> None:
         """Tell who waits, in their loop. From any thread."""
-        with suppress(RuntimeError):  # their loop is closed
+        with contextlib.suppress(RuntimeError):  # their loop is closed
             self.future.get_loop().call_soon_threadsafe(self._resolve, stored, error)
 
     def _resolve(self, stored: list[Record] | None, error: BaseException | None) -> None:
@@ -94,11 +134,12 @@ class SQLiteLog(Log):
     """A log in a file. Events survive a crash of the process, and of the machine.
 
     The file is opened when the log is first used, and made if there is none. Any event loop may
-    use it, but only one process at a time.
+    use it, and so may several processes of one machine: they take turns to write, and whoever waits
+    for an event is woken, whichever process it comes from.
 
     Args:
-        path: the file. Beside it stand SQLite's own (``-wal``, ``-shm``) and one that says that it
-            is in use (``-lock``).
+        path: the file, on a disk of this machine. Beside it stand SQLite's own (``-wal``,
+            ``-shm``) and what processes take turns with (``-lock``, ``-bells``).
         retention: how much is kept; by default 7 days or 1 GiB. It is applied as events are
             appended.
         durability: ``full``: when `append` returns, the event is on the disk. ``normal``: it is
@@ -111,7 +152,7 @@ class SQLiteLog(Log):
         LogUnusable: at the first use: the file cannot be opened, or is not such a log.
     """
 
-    capabilities: ClassVar = Capabilities(durable=True, shared=False)
+    capabilities: ClassVar = Capabilities(durable=True, shared=True)
 
     def __init__(
         self,
@@ -135,6 +176,7 @@ class SQLiteLog(Log):
         self._reading: ThreadPoolExecutor | None = None
         self._ending: Future[None] | None = None
         self._file: SQLiteFile | None = None  # the writer's
+        self._peers = self._new_peers()
         self._files = threading.local()  # the readers'
         self._all_files: list[SQLiteFile] = []
         self._jobs: deque[_Job] = deque()
@@ -152,6 +194,13 @@ class SQLiteLog(Log):
         self._appended = 0
         self._repeated = 0
         self._trimmed = 0
+        self._notes_changed = Signal()
+        self._changes = 0  # of notes, that are known of
+        self._trace = (0, 0)
+        self._trim_asked = False
+        # Topics whose records notes keep, after which position; and until when at least.
+        self._keeps: dict[str, int] = {}
+        self._kept_until = 0
         follow_forks(self)
 
     @classmethod
@@ -176,15 +225,11 @@ class SQLiteLog(Log):
             if self._file is not None:
                 return
             if self._writing is None:
-                self._writing = ThreadPoolExecutor(1, "codomyrmex-streaming log writer")
+                self._writing = ThreadPoolExecutor(
+                    1, "codomyrmex-streaming log writer", _ignore_broken_pipes
+                )
                 self._reading = ThreadPoolExecutor(_READERS, "codomyrmex-streaming log reader")
         await self._write(self._open_file)
-
-    def _set_start(self, first: Record | None, before: int) -> None:
-        """Remember where what is retained begins. The lock is held."""
-        if first is not None:
-            self._first, self._first_id = first.position, first.id
-            self._trimmed_bytes = before
 
     async def _write(self, function: Callable[[], T]) -> T:
         """Call a function in the thread that writes."""
@@ -193,15 +238,17 @@ class SQLiteLog(Log):
     async def _read(self, function: Callable[[SQLiteFile], T]) -> T:
         """Call a function with the file in a thread that reads."""
 
-        def call() -> T:
-            file: SQLiteFile | None = getattr(self._files, "file", None)
-            if file is None:
-                file = self._files.file = SQLiteFile(self.path, writes=False)
-                with self._lock:
-                    self._all_files.append(file)
-            return function(file)
+        return await self._call(self._reading, partial(self._with_file, function))
 
-        return await self._call(self._reading, call)
+    def _with_file(self, function: Callable[[SQLiteFile], T]) -> T:
+        """In a thread that reads."""
+        file: SQLiteFile | None = getattr(self._files, "file", None)
+        if file is None:
+            file = self._files.file = SQLiteFile(self.path)
+            file.read_only()
+            with self._lock:
+                self._all_files.append(file)
+        return function(file)
 
     async def _call(self, threads: ThreadPoolExecutor | None, function: Callable[[], T]) -> T:
         with self._lock:  # under which the log is closed before its threads are told to end
@@ -213,24 +260,108 @@ class SQLiteLog(Log):
         """In the writer's thread."""
         if self._file is not None:
             return
-        file = SQLiteFile(self.path, writes=True, durability=self.durability)
-        first, last, before_first, before_last = file.extent()
+        file = SQLiteFile(self.path)
+        peers = self._peers
+        try:
+            peers.join()
+            peers.take_turn()
+            file.prepare(self.durability)
+            extent = file.extent()
+        except BaseException:
+            file.close()
+            peers.leave()
+            self._peers = self._new_peers()
+            raise
         with self._lock:
             self._all_files.append(file)
-            self._set_start(first, before_first)
-            if last is not None:
-                self._last, self._last_id = last.position, last.id
-                self._appended_bytes = before_last + last.size
+            self._set_extent(extent)
             self._ring = Ring(self._last + 1)
             self._file = file
+        weakref.finalize(self, peers.leave_soon)
+        peers.end_turn()
+
+    def _set_extent(self, extent: Extent) -> None:
+        """Remember what there is. The lock is held."""
+        self._first, self._first_id, self._trimmed_bytes = extent[:3]
+        self._last, self._last_id, self._appended_bytes = extent[3:]
+
+    # Other processes.
+
+    def _new_peers(self) -> Peers:
+        age = self.retention.age
+        return Peers(self.path, _calls(self._heard), age and min(60.0, age / 10))
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[SQLiteFile]:
+        """The file, which no other process writes meanwhile. In the writer's thread."""
+        file = self._file
+        assert file is not None
+        if self._peers.take_turn():
+            self._catch_up(file)
+        try:
+            yield file
+        finally:
+            self._peers.end_turn()
+
+    def _catch_up(self, file: SQLiteFile) -> None:
+        """Learn what other processes have written. In any thread but an event loop's."""
+        changes = self._peers.changes
+        if changes != self._changes:
+            self._changes = changes
+            self._kept_until = 0
+            self._notes_changed.set_off()
+        if file.edges() == (self._first, self._last):
+            return
+        extent = file.extent()
+        records = file.page(max(self._last, extent.last - _RECENT), _RECENT)
+        followers: list[Follower] = []
+        with self._lock:
+            if extent.last < self._last:
+                return  # this process has written since
+            fresh = [each for each in records if self._last < each.position <= extent.last]
+            if fresh and fresh[0].position > self._last + 1:
+                self._ring = Ring(fresh[0].position)
+                followers = list(self._followers)
+            self._add_recent(fresh)
+            self._set_extent(extent)
+            self._drop_trimmed()
+            followers = followers or self._followers.of(fresh)
+        for follower in followers:
+            follower.notify()
+
+    async def _be_up_to_date(self) -> None:
+        """Know all that others have been told is stored, whichever process stored it."""
+        if self._peers.last > self._last:
+            await self._read(self._catch_up)
+
+    def _heard(self, is_lull: bool) -> None:
+        """Another process rang; or none did for a while. In a thread of its own."""
+        with self._lock:
+            if self._closed or self._file is None:
+                return
+            assert self._writing is not None
+            assert self._reading is not None
+            if self._peers.changed:
+                self._writing.submit(self._peers.end_turn)
+            is_behind = self._peers.last > self._last or self._peers.changes != self._changes
+            if is_lull:
+                # One that was killed after it wrote and before it could ring has left its trace.
+                trace = _trace(self.path)
+                is_behind |= trace != self._trace
+                self._trace = trace
+                if self.retention.age is not None and not self._trim_asked:
+                    self._trim_asked = True
+                    self._writing.submit(self._trim_the_aged)
+            if is_behind:
+                self._reading.submit(self._with_file, self._catch_up)
 
     # Appending.
 
-    async def _append(self, drafts: list[Record]) -> list[Record]:
+    async def _append(self, drafts: list[Record], guard: Note | None = None) -> list[Record]:
         await self._open()
         if not drafts:
             return []
-        job = _Job(drafts, asyncio.get_running_loop().create_future())
+        job = _Job(drafts, guard, asyncio.get_running_loop().create_future())
         with self._lock:
             self._check_open()
             self._jobs.append(job)
@@ -255,15 +386,15 @@ class SQLiteLog(Log):
                     self._committing = False
                     return
             try:
-                self._commit(jobs)
+                with self._turn() as file:
+                    self._commit(jobs, file)
             except Exception as error:
                 for job in jobs:
                     job.resolve(None, error)
 
-    def _commit(self, jobs: list[_Job]) -> None:
-        file = self._file
-        assert file is not None
+    def _commit(self, jobs: list[_Job], file: SQLiteFile) -> None:
         now = self._clock()
+        jobs = [job for job in jobs if job.guard is None or self._is_guarded(job, file, now)]
         # As a rule, none of the ids is there; otherwise the file says so.
         answers, records = self._place_all(jobs, {}, now)
         if records and not file.insert(records, self._appended_bytes):
@@ -273,9 +404,19 @@ class SQLiteLog(Log):
                 file.insert(records, self._appended_bytes)
         repeated = sum(len(stored) for _, stored, _ in answers if stored) - len(records)
         self._show(records, repeated=repeated)
+        if records:
+            self._peers.say_last(self._last)
         for job, stored, error in answers:
             job.resolve(stored, error)
-        self._trim_some(2 * len(records) + 100)
+        self._trim_some(file, 2 * len(records) + 100)
+
+    def _is_guarded(self, job: _Job, file: SQLiteFile, now: int) -> bool:
+        """Whether a job's note is as it has to be; it is told if not."""
+        assert job.guard is not None
+        if file.note(job.guard.key, now).revision == job.guard.revision:
+            return True
+        job.resolve(None, Superseded())
+        return False
 
     def _place_all(
         self, jobs: list[_Job], known: dict[str, Record], now: int
@@ -311,21 +452,30 @@ class SQLiteLog(Log):
     def _show(self, records: list[Record], *, repeated: int) -> None:
         """Let everybody see what has been committed. In the writer's thread."""
         with self._lock:
-            ring = self._ring
-            for record in records:
-                ring.add(record)
-                self._appended_bytes += record.size
+            self._add_recent(records)
             if records:
                 if self._first_id is None:
                     self._first_id = records[0].id
                 self._last, self._last_id = records[-1].position, records[-1].id
-            while len(ring) > _RECENT or (ring.bytes > _RECENT_BYTES and len(ring) > 1):
-                ring.drop_first()
+                self._appended_bytes += sum(record.size for record in records)
             self._appended += len(records)
             self._repeated += repeated
             followers = self._followers.of(records)
         for follower in followers:
             follower.notify()
+
+    def _add_recent(self, records: list[Record]) -> None:
+        """Have the next records in memory as well. The lock is held."""
+        ring = self._ring
+        for record in records:
+            ring.add(record)
+        while len(ring) > _RECENT or (ring.bytes > _RECENT_BYTES and len(ring) > 1):
+            ring.drop_first()
+
+    def _drop_trimmed(self) -> None:
+        """Have nothing in memory that has gone. The lock is held."""
+        while len(self._ring) and self._ring.first < self._first:
+            self._ring.drop_first()
 
     # Trimming.
 
@@ -333,55 +483,152 @@ class SQLiteLog(Log):
     def _held_bytes(self) -> int:
         return self._appended_bytes - self._trimmed_bytes
 
-    def _trim_some(self, most: int) -> int:
-        """Take the oldest as retention says, so many at most; the last stays. The writer's."""
-        keep, file = self.retention, self._file
-        assert file is not None
+    def _trim_some(self, file: SQLiteFile, most: int) -> bool:
+        """Take some of what retention does not allow. The writer's; in its turn.
+
+        Returns:
+            Whether there was anything to take.
+        """
+        now = self._clock()
+        if self._kept_until <= now and self._trim_kept(file, now, most):
+            return True
+        return self._trim_oldest(file, now, most)
+
+    def _trim_oldest(self, file: SQLiteFile, now: int, most: int) -> bool:
+        """Take the oldest, but for what notes keep and for the last."""
+        keep = self.retention
         excess = 0 if keep.count is None else self._last - self._first + 1 - keep.count
         too_many_bytes = 0 if keep.bytes is None else self._held_bytes - keep.bytes
-        since = None if keep.age is None else self._clock() - int(keep.age * 1_000_000)
+        since = None if keep.age is None else now - int(keep.age * 1_000_000)
         if excess <= 0 and too_many_bytes <= 0 and since is None:
-            return 0
+            return False
         gone: list[Record] = []
+        kept: list[int] = []
         freed = 0
         for record in file.page(self._first - 1, min(most, self._last - self._first)):
             aged = since is not None and record.time <= since
-            if len(gone) >= excess and freed >= too_many_bytes and not aged:
+            passed = len(gone) + len(kept)
+            if passed >= excess and freed >= too_many_bytes and not aged:
                 break
-            gone.append(record)
             freed += record.size
-        if not gone:
-            return 0
-        with file.transaction():
-            file.trim(gone)
-        first, _, before_first, _ = file.extent()
-        with self._lock:
-            self._set_start(first, before_first)
-            self._trimmed += len(gone)
-            while len(self._ring) and self._ring.first < self._first:
-                self._ring.drop_first()
-        return len(gone)
+            if self._is_kept(record):
+                kept.append(record.position)
+            else:
+                gone.append(record)
+        if freed:
+            self._trim(file, gone, kept, self._first + len(gone) + len(kept))
+        return freed > 0
 
-    async def _trim_step(self) -> int:
+    def _trim_kept(self, file: SQLiteFile, now: int, most: int) -> bool:
+        """Take what notes keep no more, and the notes whose time is over."""
+        file.forget_notes(now)
+        notes = file.kept()
+        self._keeps.clear()
+        for topic, after, _ in notes:
+            self._keeps[topic] = min(after, self._keeps.get(topic, after))
+        gone: list[Record] = []
+        kept: list[int] = []
+        position = 0
+        while position < self._first - 1 and not gone:
+            kept.clear()
+            page = [each for each in file.page(position, most) if each.position < self._first]
+            for record in page:
+                if self._is_kept(record):
+                    kept.append(record.position)
+                else:
+                    gone.append(record)
+            if not page:
+                break
+            position = page[-1].position
+        if gone:
+            self._trim(file, gone, kept, self._first)
+            return True
+        self._kept_until = min((until for *_, until in notes if until), default=sys.maxsize)
+        return False
+
+    def _is_kept(self, record: Record) -> bool:
+        keeps = self._keeps
+        return any(keeps.get(topic, sys.maxsize) < record.position for topic in record.topics)
+
+    def _trim(self, file: SQLiteFile, gone: list[Record], kept: list[int], first: int) -> None:
+        with file.transaction():
+            file.trim(gone, kept, first)
+        extent = file.extent()
+        with self._lock:
+            self._set_extent(extent)
+            self._trimmed += len(gone)
+            self._drop_trimmed()
+
+    def _trim_the_aged(self) -> None:
+        """Apply the retention, though nothing is appended. In the writer's thread."""
+        is_done = True
+        with contextlib.suppress(StreamingError), self._turn() as file:
+            is_done = not self._trim_some(file, _TRIMMED_AT_ONCE)
+        with self._lock:
+            self._trim_asked = not is_done and not self._closed
+            if self._trim_asked:
+                assert self._writing is not None
+                self._writing.submit(self._trim_the_aged)
+
+    async def _trim_step(self) -> bool:
         await self._open()
-        return await self._write(lambda: self._trim_some(_TRIMMED_AT_ONCE))
+
+        def trim() -> bool:
+            with self._turn() as file:
+                return self._trim_some(file, _TRIMMED_AT_ONCE)
+
+        return await self._write(trim)
+
+    # Notes.
+
+    async def _note(self, key: str) -> Note:
+        await self._open()
+        return await self._read(lambda file: file.note(key, self._clock()))
+
+    async def _notes(self, prefix: str) -> list[Note]:
+        await self._open()
+        return await self._read(lambda file: file.notes(prefix, self._clock()))
+
+    async def _change(self, change: Change) -> Note | None:
+        await self._open()
+        revision = secrets.randbits(62) + 1
+
+        def write() -> bool:
+            with self._turn() as file:
+                if not file.set_note(change, revision, self._clock()):
+                    return False
+                self._peers.say_changed()
+                self._changes = self._peers.changes
+                self._kept_until = 0  # see again what is kept
+            self._notes_changed.set_off()
+            return True
+
+        is_changed = await self._write(write)
+        return Note(change.note.key, change.note.value, revision) if is_changed else None
+
+    def _now(self) -> int:
+        return self._clock()
 
     # Reading.
 
     async def _locate(self, cursor: str, selection: Selection) -> Location:
         await self._open()
         if cursor == LATEST:
+            await self._be_up_to_date()
             with self._lock:
                 return Location("found", self._last, 0, self._first_id, self._last_id)
         return await self._read(lambda file: file.locate(cursor, selection))
 
-    async def _begin(self, after: str, selection: Selection) -> tuple[int, Gap | None]:
+    async def _begin(self, after: str, selection: Selection) -> Start:
         await self._open()
         if after == LATEST:
-            return self._last, None
+            await self._be_up_to_date()
+            return Start(self._last, self._last, None)
         return await self._read(lambda file: file.begin(after, selection))
 
-    async def _page(self, after: int, selection: Selection, limit: int) -> Page:
+    async def _page(self, after: int, selection: Selection, limit: int, told: int) -> Page:
+        if self._peers.last > self._last:
+            await self._be_up_to_date()
         with self._lock:
             self._check_open()
             ring = self._ring
@@ -389,22 +636,21 @@ class SQLiteLog(Log):
                 found, reached = ring.page(after, selection, limit)
                 # The last id is there even where the ring is empty, since the last stays.
                 cursor = ring.at(reached).id if reached >= ring.first else self._last_id
-                return Page(found, reached, cursor or EARLIEST, reached == self._last, 0)
+                is_last = reached == self._last
+                return Page(found, reached, cursor or EARLIEST, is_last, 0, max(told, after))
             last = self._last
-        return await self._read(lambda file: file.page_of(after, selection, limit, last))
+        return await self._read(lambda file: file.page_of(after, selection, limit, last, told))
 
     async def _before_last(
         self, count: int, after: int, selection: Selection
     ) -> tuple[int, int | None]:
-        await self._open()
-        with self._lock:
-            last = self._last
+        last = await self._end()
         return await self._read(lambda file: file.before_last(count, after, selection, last))
 
     async def _end(self) -> int:
         await self._open()
-        with self._lock:
-            return self._last
+        await self._be_up_to_date()
+        return self._last
 
     def _follow(self, selection: Selection) -> Follower:
         follower = Follower(selection)
@@ -457,6 +703,7 @@ class SQLiteLog(Log):
         for file in self._all_files:
             file.close()
         self._all_files.clear()
+        self._peers.leave()
 
     def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
         """Threads and connections are the parent's; the child opens the file anew, if it may."""
@@ -466,4 +713,6 @@ class SQLiteLog(Log):
         self._kept_for_ever = self._all_files, self._files  # closing one here harms the parent
         self._all_files = []
         self._jobs.clear()
-        self._committing = False
+        self._committing = self._trim_asked = False
+        self._peers.abandon()
+        self._peers = self._new_peers()

@@ -10,25 +10,18 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import LogFull, LogUnusable
 from ..topics import Selection
-from .base import EARLIEST, Gap, Location, Page
+from .base import EARLIEST, Change, Gap, Location, Note, Page, Start
 from .record import Record
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - on Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["SQLiteFile"]
 
 _APPLICATION_ID: Final = 0x636D7978  # "cmyx"
-_VERSION: Final = 1
 
 _SCHEMA: Final = f"""
-BEGIN IMMEDIATE;
 CREATE TABLE records (
     position INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -62,9 +55,26 @@ CREATE INDEX topics_by_trimmed_id ON topics (trimmed_id) WHERE trimmed_id IS NOT
 CREATE TABLE trimmed (position INTEGER PRIMARY KEY, id TEXT NOT NULL);
 CREATE INDEX trimmed_by_id ON trimmed (id);
 PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {_VERSION};
-COMMIT;
 """
+
+_NOTES: Final = """
+-- From where on everything is there. Before that there is only what notes keep.
+CREATE TABLE retained (one INTEGER PRIMARY KEY CHECK (one = 1), first INTEGER NOT NULL);
+INSERT INTO retained SELECT 1, coalesce(min(position), 1) FROM records;
+CREATE TABLE notes (
+    key TEXT PRIMARY KEY,
+    value BLOB NOT NULL,
+    revision INTEGER NOT NULL,
+    -- When it goes, in microseconds since 1970; and the topic whose records it keeps until then.
+    expires INTEGER,
+    topic TEXT,
+    after INTEGER
+) WITHOUT ROWID;
+CREATE INDEX notes_by_expires ON notes (expires) WHERE expires IS NOT NULL;
+"""
+
+_STEPS: Final = (_SCHEMA, _NOTES)
+"""What makes each version of the schema out of the one before, of which the first is no file."""
 
 _COLUMNS: Final = "position, id, topic, topics, type, private, body, metadata, timestamp, time"
 
@@ -83,19 +93,28 @@ _KNOWN_TOPICS: Final = 100_000
 """Topics whose numbers are kept in memory."""
 
 
+class Extent(NamedTuple):
+    """What there is: the first record and the last, and how many bytes were before and until."""
+
+    first: int
+    first_id: str | None
+    before: int
+    last: int
+    last_id: str | None
+    until: int
+
+
 class SQLiteFile:
     """A connection to the file.
 
     Args:
-        path: the file; one that writes makes it, if there is none.
-        writes: whether it is the one that writes.
-        durability: ``full`` or ``normal``: whether a commit waits for the disk.
+        path: the file.
 
     Raises:
         LogUnusable: it cannot be opened, or is not such a log.
     """
 
-    def __init__(self, path: Path, *, writes: bool, durability: str = "full") -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         if not path.parent.is_dir():
             raise LogUnusable(path, f"there is no directory {path.parent}: make it first")
@@ -107,47 +126,60 @@ class SQLiteFile:
             raise LogUnusable(path, _explain(error)) from error
         self._numbers: dict[str, int] = {}
         self._names: dict[int, tuple[str, ...]] = {}
-        self._mark: IO[bytes] | None = None
+        with self._closed_if_unusable():
+            self._connection.execute("PRAGMA busy_timeout = 5000")
+            self._version()
+
+    @contextlib.contextmanager
+    def _closed_if_unusable(self) -> Iterator[None]:
         try:
-            if writes:
-                self._mark = _mark_used(path)
-            self._prepare(writes, durability)
-        except sqlite3.DatabaseError as error:
-            self.close()
-            raise LogUnusable(path, _explain(error)) from error
+            with self._errors():
+                yield
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self, writes: bool, durability: str) -> None:
+    def _version(self) -> int:
+        """The version of its schema; 0: it is empty."""
         run = self._connection.execute
-        run("PRAGMA busy_timeout = 5000")
+        # In this order: another process may be making them all, at once.
+        (tables,) = run("SELECT count(*) FROM sqlite_master").fetchone()
         (application,) = run("PRAGMA application_id").fetchone()
         (version,) = run("PRAGMA user_version").fetchone()
-        (tables,) = run("SELECT count(*) FROM sqlite_master").fetchone()
         if application != _APPLICATION_ID and tables:
             raise LogUnusable(self.path, "it is another program's database: choose another file")
-        if version > _VERSION:
+        if version > len(_STEPS):
             raise LogUnusable(
                 self.path,
-                f"its schema is version {version} and this release knows {_VERSION}: upgrade it",
+                f"its schema is version {version} and this release knows {len(_STEPS)}: upgrade it",
             )
-        if not writes:
-            run("PRAGMA query_only = 1")
-            return
-        run("PRAGMA journal_mode = WAL")
-        run(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
-        if not tables:
-            self._connection.executescript(_SCHEMA)
-        run("BEGIN IMMEDIATE")  # so that a file that cannot be written is known now
-        run("UPDATE topics SET trimmed = trimmed WHERE number = 0")
-        run("COMMIT")
+        return int(version)
+
+    def read_only(self) -> None:
+        """Have this connection write nothing."""
+        self._connection.execute("PRAGMA query_only = 1")
+
+    def prepare(self, durability: str) -> None:
+        """Make this the connection that writes, and the schema what it is in this release.
+
+        Args:
+            durability: ``full`` or ``normal``: whether a commit waits for the disk.
+        """
+        run = self._connection.execute
+        with self._closed_if_unusable():
+            run("PRAGMA journal_mode = WAL")
+            run(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+            for number, step in enumerate(_STEPS[self._version() :], self._version() + 1):
+                self._connection.executescript(
+                    f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT;"
+                )
+            run("BEGIN IMMEDIATE")  # so that a file that cannot be written is known now
+            run("UPDATE topics SET trimmed = trimmed WHERE number = 0")
+            run("COMMIT")
 
     def close(self) -> None:
         """Close the connection. Again does nothing."""
         self._connection.close()
-        if self._mark is not None:
-            self._mark.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -245,13 +277,19 @@ class SQLiteFile:
                 statement + ",".join([marks] * len(some)), list(chain.from_iterable(some))
             )
 
-    def trim(self, records: Sequence[Record]) -> None:
-        """Take the first records, which are these, and remember where they were."""
-        last = {topic: record for record in records for topic in record.topics}
+    def trim(self, gone: Sequence[Record], kept: Sequence[int], first: int) -> None:
+        """Take some records, and remember where they were.
+
+        Args:
+            gone: the records, in their order.
+            kept: positions of those in between which stay.
+            first: from where on everything is there.
+        """
+        last = {topic: record for record in gone for topic in record.topics}
         numbers = self._number(last)
         run = self._connection.execute
         for some in _pieces(
-            [(numbers[topic], record.position) for record in records for topic in record.topics[1:]]
+            [(numbers[topic], record.position) for record in gone for topic in record.topics[1:]]
         ):
             run(
                 "DELETE FROM places WHERE (topic, position) IN (VALUES "
@@ -266,36 +304,114 @@ class SQLiteFile:
                 "INSERT INTO topics VALUES "
                 + ",".join(["(?,?,?,?)"] * len(some))
                 + " ON CONFLICT (number) DO UPDATE"
-                " SET trimmed = excluded.trimmed, trimmed_id = excluded.trimmed_id",
+                " SET trimmed = excluded.trimmed, trimmed_id = excluded.trimmed_id"
+                " WHERE excluded.trimmed > trimmed",
                 list(chain.from_iterable(some)),
             )
-        until = records[-1].position
-        run(
-            "INSERT INTO trimmed SELECT position, id FROM records WHERE position <= ? AND"
-            " position > ?",
-            (until, until - _REMEMBERED),
-        )
-        run("DELETE FROM trimmed WHERE position <= ?", (until - _REMEMBERED,))
-        run("DELETE FROM records WHERE position <= ?", (until,))
+        run("UPDATE retained SET first = ?", (first,))
+        if gone:
+            these = "position BETWEEN ? AND ?"
+            given = [gone[0].position, gone[-1].position]
+            if kept:
+                these += f" AND position NOT IN ({_marks(len(kept))})"
+                given += kept
+            run(
+                "INSERT INTO trimmed SELECT position, id FROM records"
+                f" WHERE position > {first - 1 - _REMEMBERED:d} AND {these}",
+                given,
+            )
+            run(f"DELETE FROM records WHERE {these}", given)
+        run("DELETE FROM trimmed WHERE position < ?", (first - _REMEMBERED,))
+
+    # Notes.
+
+    def note(self, key: str, now: int) -> Note:
+        """The note of this name; with revision 0, if there is none."""
+        row = self._connection.execute(
+            "SELECT value, revision FROM notes WHERE key = ? AND (expires IS NULL OR expires > ?)",
+            (key, now),
+        ).fetchone()
+        return Note(key, {}) if row is None else Note(key, json.loads(row[0]), row[1])
+
+    def notes(self, prefix: str, now: int) -> list[Note]:
+        """The notes whose names begin so."""
+        rows = self._connection.execute(
+            "SELECT key, value, revision FROM notes WHERE key >= ? AND key < ?"
+            " AND (expires IS NULL OR expires > ?)",
+            (prefix, prefix + "\U0010ffff", now),
+        ).fetchall()
+        return [Note(key, json.loads(value), revision) for key, value, revision in rows]
+
+    def set_note(self, change: Change, revision: int, now: int) -> bool:
+        """Write a note, or take it away; False: it is not what it was thought to be."""
+        run = self._connection.execute
+        key, given = change.note.key, (change.note.revision, now)
+        with self._errors():
+            if change.gone:
+                changed = run(
+                    "DELETE FROM notes WHERE key = ? AND revision = ?", (key, change.note.revision)
+                )
+                return changed.rowcount > 0
+            value = json.dumps(change.note.value).encode()
+            keep = change.keep or (None, None)
+            row = (value, revision, change.expires, *keep)
+            if change.note.revision:
+                changed = run(
+                    "UPDATE notes SET value = ?, revision = ?, expires = ?, topic = ?, after = ?"
+                    " WHERE key = ? AND revision = ? AND (expires IS NULL OR expires > ?)",
+                    (*row, key, *given),
+                )
+            else:
+                changed = run(
+                    "INSERT INTO notes (key, value, revision, expires, topic, after)"
+                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
+                    " value = excluded.value, revision = excluded.revision,"
+                    " expires = excluded.expires, topic = excluded.topic, after = excluded.after"
+                    " WHERE expires <= ?",
+                    (key, *row, now),
+                )
+            return changed.rowcount > 0
+
+    def forget_notes(self, now: int) -> None:
+        """Take away the notes whose time is over."""
+        with self._errors():
+            self._connection.execute("DELETE FROM notes WHERE expires <= ?", (now,))
+
+    def kept(self) -> list[tuple[str, int, int]]:
+        """Topics whose records are kept, after which position, and until when."""
+        return self._connection.execute(
+            "SELECT topic, after, expires FROM notes WHERE topic IS NOT NULL"
+        ).fetchall()
 
     # Reading.
 
-    def extent(self) -> tuple[Record | None, Record | None, int, int]:
-        """The first record and the last; and how many bytes there were before each."""
-        found: list[Record | None] = []
-        before: list[int] = []
-        for way in ("ASC", "DESC"):
-            row = self._connection.execute(
-                f"SELECT before, {_COLUMNS} FROM records ORDER BY position {way} LIMIT 1"
-            ).fetchone()
-            found += self._records([row[1:]]) if row else [None]
-            before.append(row[0] if row else 0)
-        return found[0], found[1], before[0], before[1]
+    def extent(self) -> Extent:
+        """What there is."""
+        first, first_id, before = self._connection.execute(
+            "SELECT first, (SELECT id FROM records ORDER BY position LIMIT 1),"
+            " (SELECT before FROM records WHERE position >= first ORDER BY position LIMIT 1)"
+            " FROM retained"
+        ).fetchone()
+        last = self._connection.execute(
+            f"SELECT {_COLUMNS}, before FROM records ORDER BY position DESC LIMIT 1"
+        ).fetchall()
+        if not last:
+            return Extent(first, None, 0, first - 1, None, 0)
+        (record,) = self._records(last)
+        until = last[0][-1] + record.size
+        return Extent(first, first_id, before, record.position, record.id, until)
+
+    def edges(self) -> tuple[int, int]:
+        """From where on everything is there; and the position of the last record, 0: none."""
+        first, last = self._connection.execute(
+            "SELECT first, (SELECT max(position) FROM records) FROM retained"
+        ).fetchone()
+        return first, last or first - 1
 
     def _first(self) -> int:
-        """The position of the first record; 1 where there is none."""
-        (first,) = self._connection.execute("SELECT min(position) FROM records").fetchone()
-        return first or 1
+        """From where on everything is there."""
+        (first,) = self._connection.execute("SELECT first FROM retained").fetchone()
+        return int(first)
 
     def page(self, after: int, limit: int) -> list[Record]:
         """Records after a position."""
@@ -306,30 +422,32 @@ class SQLiteFile:
             )
         )
 
-    def page_of(self, after: int, selection: Selection, limit: int, until: int) -> Page:
+    def page_of(self, after: int, selection: Selection, limit: int, until: int, told: int) -> Page:
         """Selected records after a position and up to another: as many as asked for, or all."""
         question, given = self._question(after, selection, limit, until)
         if question is None:
             with self._reading():
                 first = self._first()
-                records, reached = self._scan(max(after, first - 1), selection, limit, until)
+                records, reached = self._scan(after, selection, limit, until)
         else:
             # The first position comes with each row: one question sees one state of the file.
             rows = self._connection.execute(
-                f"SELECT {_COLUMNS}, (SELECT min(position) FROM records) FROM records {question}"
+                f"SELECT {_COLUMNS}, (SELECT first FROM retained) FROM records {question}"
                 " ORDER BY position LIMIT ?",
                 (*given, limit),
             ).fetchall()
             first = rows[0][-1] if rows else self._first()
             records = self._records(rows)
             reached = records[-1].position if len(records) == limit else until
-        missed = self._missed(after, selection, first)
-        reached = max(reached, first - 1)
+        missed = self._missed(max(after, told), selection, first)
+        if len(records) < limit:
+            reached = max(reached, first - 1)
         if records and records[-1].position == reached:
             cursor: str | None = records[-1].id
         else:
             cursor = self._id_at(reached)
-        return Page(records, reached, cursor or EARLIEST, reached >= until, missed)
+        told = max(told, first - 1)
+        return Page(records, reached, cursor or EARLIEST, reached >= until, missed, told)
 
     def _question(
         self, after: int, selection: Selection, limit: int, until: int
@@ -374,15 +492,18 @@ class SQLiteFile:
         """
         run = self._connection.execute
         with self._reading():
-            after = max(after, self._first() - 1)
+            first = self._first()
             if selection.every:
                 start = max(after, until - count)
-                return start, start - after
-            numbers = ",".join(map(str, self._selected(selection)))
+                if after >= first - 1:
+                    return start, start - after
+                lines = ["records WHERE true"]
+            else:
+                numbers = ",".join(map(str, self._selected(selection)))
+                lines = [f"{table} WHERE topic IN ({numbers})" for table in ("records", "places")]
             wanted = " UNION ".join(
-                f"SELECT position FROM {table} WHERE topic IN ({numbers})"
-                f" AND position > {after:d} AND position <= {until:d}"
-                for table in ("records", "places")
+                f"SELECT position FROM {line} AND position > {after:d} AND position <= {until:d}"
+                for line in lines
             )
             found = run(
                 f"SELECT position FROM ({wanted}) ORDER BY position DESC LIMIT 1 OFFSET ?",
@@ -398,35 +519,39 @@ class SQLiteFile:
     def locate(self, cursor: str, selection: Selection) -> Location:
         """Where a cursor is."""
         with self._reading():
-            first, last, *_ = self.extent()
-            edges = (first and first.id, last and last.id)
-            position, is_there, start = self._find(cursor)
+            extent = self.extent()
+            position, is_there, first = self._find(cursor)
             if position is None:
-                return Location("unknown", None, None, *edges)
-            missed = self._missed(position, selection, start)
-            return Location("found" if is_there else "trimmed", position, missed, *edges)
+                return Location("unknown", None, None, extent.first_id, extent.last_id)
+            missed = self._missed(position, selection, first)
+            status: Any = "found" if is_there else "trimmed"
+            return Location(status, position, missed, extent.first_id, extent.last_id)
 
-    def begin(self, after: str, selection: Selection) -> tuple[int, Gap | None]:
-        """The position at which to read on after a cursor, and what is missing before that."""
-        position, _, first = self._find(after)
-        if position is None:
-            return first - 1, Gap(after, "unknown")
-        missed = self._missed(position, selection, first)
+    def begin(self, after: str, selection: Selection) -> Start:
+        """The place at which to read on after a cursor, and what is missing before that."""
+        with self._reading():
+            position, _, first = self._find(after)
+            if position is None:
+                return Start(self._before_all(first), first - 1, Gap(after, "unknown"))
+            missed = 0 if after == EARLIEST else self._missed(position, selection, first)
         gap = None if missed == 0 else Gap(after, "trimmed", missed)
-        return max(position, first - 1), gap
+        return Start(position, first - 1, gap)
+
+    def _before_all(self, first: int) -> int:
+        """The position before the first record, which may have been kept."""
+        (found,) = self._connection.execute("SELECT min(position) FROM records").fetchone()
+        return (found or first) - 1
 
     def _find(self, cursor: str) -> tuple[int | None, bool, int]:
         """The position of a cursor, whether what it names is there; and the first position."""
-        first, trimmed, last_of_topic, there = self._connection.execute(
-            "SELECT (SELECT min(position) FROM records),"
-            " (SELECT min(position) FROM trimmed WHERE id = ?1),"
+        trimmed, last_of_topic, there, first = self._connection.execute(
+            "SELECT (SELECT min(position) FROM trimmed WHERE id = ?1),"
             " (SELECT min(trimmed) FROM topics WHERE trimmed_id = ?1),"
-            " (SELECT position FROM records WHERE id = ?1)",
+            " (SELECT position FROM records WHERE id = ?1), first FROM retained",
             (cursor,),
         ).fetchone()
-        first = first or 1
         if cursor == EARLIEST:
-            return first - 1, True, first
+            return self._before_all(first), True, first
         # First among what was trimmed: an id may be there and here, and who was there before has
         # not got what is in between.
         if trimmed is not None or last_of_topic is not None:
@@ -438,7 +563,10 @@ class SQLiteFile:
         if after >= first - 1:
             return 0
         if selection.every:
-            return first - 1 - after
+            (kept,) = self._connection.execute(
+                "SELECT count(*) FROM records WHERE position > ? AND position < ?", (after, first)
+            ).fetchone()
+            return first - 1 - after - int(kept)
         for (name,) in self._connection.execute(
             "SELECT name FROM topics WHERE trimmed > ? AND trimmed > 0", (after,)
         ):
@@ -481,7 +609,9 @@ class SQLiteFile:
 
     def _id_at(self, position: int) -> str | None:
         found = self._connection.execute(
-            "SELECT id FROM records WHERE position = ?", (position,)
+            "SELECT id FROM records WHERE position = ?1"
+            " UNION ALL SELECT id FROM trimmed WHERE position = ?1",
+            (position,),
         ).fetchone()
         return None if found is None else found[0]
 
@@ -521,30 +651,6 @@ class SQLiteFile:
         ).fetchone()
         self._names[number] = found
         return found
-
-
-def _mark_used(path: Path) -> "IO[bytes] | None":
-    """Say that the file is in use, for as long as what this returns is open.
-
-    The operating system forgets it when the process ends, however that is.
-
-    Raises:
-        LogUnusable: it is in use.
-    """
-    if fcntl is None:  # pragma: no cover - on Windows
-        return None
-    try:
-        mark = open(f"{path}-lock", "ab")  # noqa: SIM115  (it stays open)
-    except OSError as error:
-        raise LogUnusable(path, f"it cannot be written: {error}") from error
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        mark.close()
-        raise LogUnusable(
-            path, "it is in use: one process at a time, and one SQLiteLog in it, may have it open"
-        ) from error
-    return mark
 
 
 def _marks(number: int) -> str:
