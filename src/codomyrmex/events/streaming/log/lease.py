@@ -1,0 +1,253 @@
+"""`Lease`: what one holder at a time has, for as long as it renews it.
+
+A lease is a note in a log. Whoever takes it writes when it will be over, and says so anew three
+times as often as it would have to. One that was killed says nothing any more, and its lease ends
+by itself. One that only was slow finds out by the note: somebody else has changed it since, and
+what it would append under its lease is refused.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from ..errors import StreamingError
+from ..streams.tasks import hold, release
+from .base import Change, Log, Note, Superseded
+from .record import Record
+
+__all__ = ["LEASE", "Held", "Lease", "LeaseLost", "seconds_left"]
+
+LEASE: Final = 15.0
+"""Seconds after which a lease that is not renewed is over, by default."""
+
+_RENEWALS: Final = 3
+"""How often it is renewed in that time."""
+
+_OWN: Final = ("holder", "expires")
+"""What a lease writes into its note itself."""
+
+_logger = logging.getLogger("codomyrmex.events.streaming")
+
+
+class Held(StreamingError):
+    """Somebody else has the lease.
+
+    Attributes:
+        note: what is written there.
+        seconds: for how long at least, unless they let go.
+    """
+
+    def __init__(self, note: Note, seconds: float) -> None:
+        super().__init__(note, seconds)
+        self.note = note
+        self.seconds = seconds
+
+
+class LeaseLost(StreamingError):
+    """The lease was not renewed in time, and somebody else has taken it."""
+
+
+def seconds_left(note: Note, now: int, duration: float) -> float:
+    """For how long a lease that is written in a note is still somebody's; 0: it is nobody's."""
+    over = note.value.get("expires")
+    if over is None:
+        return 0.0
+    left = (over - now) / 1_000_000
+    # Whoever had it would have renewed it since, so the clock has been set back.
+    return left if 0 < left <= 2 * duration else 0.0
+
+
+class Lease:
+    """A note that this holder has. Made by `take`.
+
+    Attributes:
+        log: where the note is.
+        state: what the holder has written into it, beside the lease itself.
+        was_held: whether whoever had it before did not let go of it, but was killed, or hung.
+        lost: whether somebody else has it now.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        key: str,
+        *,
+        duration: float,
+        lasts: float | None,
+        keep: tuple[str, int] | None,
+        on_loss: Callable[[], object],
+    ) -> None:
+        self.log = log
+        self.state: dict[str, Any] = {}
+        self.was_held = False
+        self.lost = False
+        self._key = key
+        self._holder = secrets.token_hex(8)
+        self._duration = duration
+        self._lasts = lasts
+        self._keep = keep
+        self._on_loss = on_loss
+        self._note = Note(key, {})
+        self._turn = asyncio.Lock()
+        self._renewing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def take(
+        cls,
+        log: Log,
+        key: str,
+        state: Callable[[Mapping[str, Any]], dict[str, Any]],
+        *,
+        duration: float = LEASE,
+        lasts: float | None = None,
+        keep: tuple[str, int] | None = None,
+        on_loss: Callable[[], object] = lambda: None,
+    ) -> "Lease":
+        """Take a lease that nobody has, and go on renewing it until `let_go`.
+
+        Args:
+            log: where it is written.
+            key: name of its note.
+            state: what to write beside it, given what is written there.
+            duration: seconds after which it is over, if it is not renewed.
+            lasts: seconds after that for which the note stays; None: for ever.
+            keep: a topic, and a position after which retention spares its records meanwhile.
+            on_loss: called when somebody else has taken it.
+
+        Raises:
+            Held: somebody else has it.
+        """
+        lease = cls(log, key, duration=duration, lasts=lasts, keep=keep, on_loss=on_loss)
+        while True:
+            note = await log._note(key)
+            left = seconds_left(note, log._now(), duration)
+            if left:
+                raise Held(note, left)
+            lease._note = note
+            lease.was_held = "expires" in note.value
+            lease.state = state({k: v for k, v in note.value.items() if k not in _OWN})
+            try:
+                if await lease._write():
+                    break
+            except asyncio.CancelledError:
+                hold(undoing := asyncio.ensure_future(lease._undo()))
+                undoing.add_done_callback(release)
+                raise
+        lease._renewing = asyncio.get_running_loop().create_task(
+            lease._renew(), name="codomyrmex-streaming lease"
+        )
+        hold(lease._renewing)
+        lease._renewing.add_done_callback(release)
+        return lease
+
+    async def store(self, **state: Any) -> None:
+        """Write another state, and renew the lease.
+
+        Raises:
+            LeaseLost: somebody else has it.
+        """
+        async with self._turn:
+            self._check()
+            before, self.state = self.state, {**self.state, **state}
+            try:
+                is_written = await self._write()
+            except BaseException:
+                self.state = before
+                raise
+            if not is_written:
+                self._lose()
+                raise LeaseLost
+
+    async def append(self, drafts: Iterable[Record]) -> list[Record]:
+        """Append records, if this holder has the lease by then.
+
+        Raises:
+            LeaseLost: somebody else has it.
+        """
+        async with self._turn:
+            self._check()
+            records = list(drafts)
+            while True:
+                try:
+                    return await self.log._append(records, self._note)
+                except Superseded:
+                    if not await self._is_mine():
+                        self._lose()
+                        raise LeaseLost from None
+
+    async def let_go(self, *, gone: bool = False, lasts: float | None = None) -> None:
+        """Renew the lease no more, and let others take it. Again does nothing.
+
+        Args:
+            gone: whether to take away the note; otherwise it stays, with the state.
+            lasts: seconds for which it stays; None: for ever.
+        """
+        if self._renewing is None:
+            return
+        renewing, self._renewing = self._renewing, None
+        renewing.cancel()
+        async with self._turn:
+            if self.lost:
+                return
+            if gone:
+                await self.log._change(Change(self._note, gone=True))
+            else:
+                await self._write_without_lease(lasts)
+
+    async def _write_without_lease(self, lasts: float | None) -> None:
+        note = Note(self._key, self.state, self._note.revision)
+        if lasts is None:
+            await self.log._change(Change(note))
+        else:
+            await self.log._change(Change(note, expires=self._in(lasts), keep=self._keep))
+
+    def _in(self, seconds: float) -> int:
+        return self.log._now() + int(seconds * 1_000_000)
+
+    def _check(self) -> None:
+        if self.lost:
+            raise LeaseLost
+
+    async def _write(self) -> bool:
+        """Write state and lease. False: somebody else has changed the note."""
+        value = {**self.state, "holder": self._holder, "expires": self._in(self._duration)}
+        stays = None if self._lasts is None else self._in(self._duration + self._lasts)
+        while True:
+            note = Note(self._key, value, self._note.revision)
+            written = await self.log._change(Change(note, expires=stays, keep=self._keep))
+            if written is not None:
+                self._note = written
+                return True
+            if not await self._is_mine():
+                return False
+
+    async def _is_mine(self) -> bool:
+        """Whether the note was changed by this holder, in a call that was cancelled."""
+        note = await self.log._note(self._key)
+        if note.value.get("holder") != self._holder:
+            return False
+        self._note = note
+        return True
+
+    async def _undo(self) -> None:
+        """Take back what a call that was cancelled may have written."""
+        with contextlib.suppress(StreamingError):
+            if await self._is_mine():
+                await self._write_without_lease(self._lasts)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._duration / _RENEWALS)
+            try:
+                await self.store()
+            except LeaseLost:
+                return
+            except StreamingError:  # the disk is full, perhaps: it is tried again
+                _logger.exception("the lease %s could not be renewed", self._key)
+
+    def _lose(self) -> None:
+        self.lost = True
+        self._on_loss()
