@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .async_stream import AsyncStream, BatchingStream, WebSocketStream
 from .errors import (
     AlreadyConsumed,
+    ConsumerInUse,
     DecodeError,
     EncodeError,
     EventError,
@@ -27,6 +28,7 @@ from .errors import (
     StreamingError,
     TooLarge,
     TopicError,
+    UnknownRun,
     UnknownSubscription,
 )
 from .models import Event, EventType, Subscription, create_event
@@ -42,6 +44,7 @@ __all__ = [
     "AlreadyConsumed",
     "AsyncStream",
     "BatchingStream",
+    "ConsumerInUse",
     "DecodeError",
     "EncodeError",
     "Event",
@@ -73,6 +76,7 @@ __all__ = [
     "TooLarge",
     "TopicError",
     "TopicStream",
+    "UnknownRun",
     "UnknownSubscription",
     "WebSocketStream",
     "broadcast",

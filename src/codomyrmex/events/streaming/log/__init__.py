@@ -14,6 +14,7 @@ from .base import (
 )
 from .memory import MemoryLog
 from .record import Record
+from .run import Run, RunStatus
 from .sqlite import SQLiteLog
 from .stream import LogStream
 
@@ -30,6 +31,8 @@ __all__ = [
     "MemoryLog",
     "Record",
     "Retention",
+    "Run",
+    "RunStatus",
     "SQLiteLog",
     "open_log",
 ]

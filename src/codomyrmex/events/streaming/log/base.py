@@ -481,17 +481,20 @@ class Reader:
         TopicError: `topics` cannot be a topic filter.
         ValueError: a limit below 1.
         StreamClosed: the log has been closed.
+
+    Attributes:
+        selection: which records it reads.
     """
 
     def __init__(self, log: Log, topics: TopicFilter, *, limit: int = PAGE) -> None:
         self._log = log
-        self._selection = _checked(topics, limit)
+        self.selection = _checked(topics, limit)
         self._limit = limit
         self._position = self._told = 0
         self._cursor = EARLIEST
         self._gap: Gap | None = None
         self._until: int | None = None
-        self._follower = log._follow(self._selection)
+        self._follower = log._follow(self.selection)
 
     async def begin(
         self, after: str = LATEST, *, last: int | None = None, replay_limit: int = REPLAY_LIMIT
@@ -503,7 +506,7 @@ class Reader:
         """
         if last is not None and last < 0:
             raise ValueError(f"last is a number of events, 0 or more, not {last}")
-        log, selection = self._log, self._selection
+        log, selection = self._log, self.selection
         if last is not None:
             after = EARLIEST
         position, self._told, gap = await log._begin(after, selection)
@@ -515,13 +518,18 @@ class Reader:
                 gap = _joined(gap, Gap(after, "limit", skipped))
         self._position, self._cursor, self._gap = position, after, gap
 
+    def begin_at(self, start: Start, cursor: str | None = None) -> None:
+        """Begin at a place that is known; a gap after that is told as one after the cursor."""
+        self._position, self._told, self._gap = start
+        self._cursor = EARLIEST if cursor is None else cursor
+
     async def read(self) -> Batch | None:
         """The next batch, as soon as there is one; None: the end has been reached."""
         follower = self._follower
         while not follower.ended:
             follower.news = False
             until = self._until
-            page = await self._log._page(self._position, self._selection, self._limit, self._told)
+            page = await self._log._page(self._position, self.selection, self._limit, self._told)
             gap = _missing(self._gap, self._cursor, page)
             self._gap = None
             self._position, self._cursor, self._told = page.reached, page.cursor, page.told

@@ -68,6 +68,7 @@ class Lease:
         state: what the holder has written into it, beside the lease itself.
         was_held: whether whoever had it before did not let go of it, but was killed, or hung.
         lost: whether somebody else has it now.
+        on_loss: called when somebody else has it.
     """
 
     def __init__(
@@ -78,7 +79,6 @@ class Lease:
         duration: float,
         lasts: float | None,
         keep: tuple[str, int] | None,
-        on_loss: Callable[[], object],
     ) -> None:
         self.log = log
         self.state: dict[str, Any] = {}
@@ -89,7 +89,7 @@ class Lease:
         self._duration = duration
         self._lasts = lasts
         self._keep = keep
-        self._on_loss = on_loss
+        self.on_loss: Callable[[], object] = lambda: None
         self._note = Note(key, {})
         self._turn = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
@@ -104,7 +104,6 @@ class Lease:
         duration: float = LEASE,
         lasts: float | None = None,
         keep: tuple[str, int] | None = None,
-        on_loss: Callable[[], object] = lambda: None,
     ) -> "Lease":
         """Take a lease that nobody has, and go on renewing it until `let_go`.
 
@@ -115,12 +114,11 @@ class Lease:
             duration: seconds after which it is over, if it is not renewed.
             lasts: seconds after that for which the note stays; None: for ever.
             keep: a topic, and a position after which retention spares its records meanwhile.
-            on_loss: called when somebody else has taken it.
 
         Raises:
             Held: somebody else has it.
         """
-        lease = cls(log, key, duration=duration, lasts=lasts, keep=keep, on_loss=on_loss)
+        lease = cls(log, key, duration=duration, lasts=lasts, keep=keep)
         while True:
             note = await log._note(key)
             left = seconds_left(note, log._now(), duration)
@@ -178,6 +176,13 @@ class Lease:
                         self._lose()
                         raise LeaseLost from None
 
+    async def abandon(self) -> None:
+        """Renew the lease no more, and let it end by itself. Again does nothing."""
+        if self._renewing is not None:
+            renewing, self._renewing = self._renewing, None
+            renewing.cancel()
+            await asyncio.wait([renewing])
+
     async def let_go(self, *, gone: bool = False, lasts: float | None = None) -> None:
         """Renew the lease no more, and let others take it. Again does nothing.
 
@@ -187,8 +192,7 @@ class Lease:
         """
         if self._renewing is None:
             return
-        renewing, self._renewing = self._renewing, None
-        renewing.cancel()
+        await self.abandon()
         async with self._turn:
             if self.lost:
                 return
@@ -250,4 +254,4 @@ class Lease:
 
     def _lose(self) -> None:
         self.lost = True
-        self._on_loss()
+        self.on_loss()

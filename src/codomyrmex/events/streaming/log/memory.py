@@ -190,11 +190,12 @@ class MemoryLog(Log):
         for key, (_, change) in tuple(self._notes_by_key.items()):
             if change.expires is not None and change.expires <= now:
                 del self._notes_by_key[key]
-            elif change.keep is not None:
+                continue
+            if change.expires is not None:
+                self._kept_until = min(self._kept_until, change.expires)
+            if change.keep is not None:
                 topic, after = change.keep
                 self._keeps[topic] = min(after, self._keeps.get(topic, after))
-                if change.expires is not None:
-                    self._kept_until = min(self._kept_until, change.expires)
         gone = [record for record in self._kept.values() if not self._is_kept(record)]
         for record in gone:
             del self._kept[record.position]

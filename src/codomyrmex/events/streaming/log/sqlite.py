@@ -525,7 +525,8 @@ class SQLiteLog(Log):
         notes = file.kept()
         self._keeps.clear()
         for topic, after, _ in notes:
-            self._keeps[topic] = min(after, self._keeps.get(topic, after))
+            if topic is not None:
+                self._keeps[topic] = min(after, self._keeps.get(topic, after))
         gone: list[Record] = []
         kept: list[int] = []
         position = 0
@@ -599,7 +600,8 @@ class SQLiteLog(Log):
                     return False
                 self._peers.say_changed()
                 self._changes = self._peers.changes
-                self._kept_until = 0  # see again what is kept
+                if self._keeps or change.keep or change.gone or change.expires is not None:
+                    self._kept_until = 0  # see again what is kept
             self._notes_changed.set_off()
             return True
 

@@ -377,10 +377,10 @@ class SQLiteFile:
         with self._errors():
             self._connection.execute("DELETE FROM notes WHERE expires <= ?", (now,))
 
-    def kept(self) -> list[tuple[str, int, int]]:
-        """Topics whose records are kept, after which position, and until when."""
+    def kept(self) -> list[tuple[str | None, int, int | None]]:
+        """The notes that keep a topic's records after a position, or go at a time."""
         return self._connection.execute(
-            "SELECT topic, after, expires FROM notes WHERE topic IS NOT NULL"
+            "SELECT topic, after, expires FROM notes WHERE topic IS NOT NULL OR expires IS NOT NULL"
         ).fetchall()
 
     # Reading.
