@@ -177,7 +177,7 @@ class TestAppendingTogether:
     async def test_who_was_called_off_as_it_was_stored_is_told_nothing(self) -> None:
         job = sqlite._Job([], asyncio.get_running_loop().create_future())
         job.future.cancel()
-        job.resolve([])
+        sqlite._resolve_all([(job, [], None)])
         await asyncio.sleep(0)
         assert job.future.cancelled()
 
@@ -371,10 +371,10 @@ class TestFilesThatAreNotAsTheyShouldBe:
     async def test_an_error_in_the_middle_leaves_nothing_of_it(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def insert(file: SQLiteFile, statement: str, rows: Any) -> None:
+        def insert(file: SQLiteFile, statement: str, columns: int, values: Any) -> None:
             if "places" in statement:
                 raise LookupError("on purpose")
-            really(file, statement, rows)
+            really(file, statement, columns, values)
 
         really = SQLiteFile._insert
         async with SQLiteLog(path) as log:

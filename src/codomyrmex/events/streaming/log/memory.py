@@ -23,7 +23,7 @@ from .base import (
     Retention,
     retention_of,
 )
-from .followers import Follower, Followers
+from .followers import Follower, Followers, notify_all
 from .record import Record
 from .ring import Ring
 
@@ -105,35 +105,32 @@ class MemoryLog(Log):
         with self._lock:
             self._check_open()
             stored, fresh = self._place(drafts)
-            for record in fresh:
-                self._add(record)
+            records = list(fresh.values())
+            self._ring.add(records)
+            self._by_id.update(fresh)
+            self._appended += len(fresh)
             self._repeated += len(drafts) - len(fresh)
             self._trim_some(2 * len(fresh) + _TRIMMED_AT_ONCE)
-            followers = self._followers.of(fresh)
-        for follower in followers:
-            follower.notify()
+            followers = self._followers.of(records)
+        notify_all(followers)
         return stored
 
-    def _place(self, drafts: list[Record]) -> tuple[list[Record], list[Record]]:
+    def _place(self, drafts: list[Record]) -> tuple[list[Record], dict[str, Record]]:
         """What is to be returned for these, and what of it is to be stored. Changes nothing."""
         now = self._clock()
         position = self._ring.last
         fresh: dict[str, Record] = {}
         stored: list[Record] = []
         for draft in drafts:
-            known = self._by_id.get(draft.id) or fresh.get(draft.id)
+            id_ = draft.id
+            known = self._by_id.get(id_) or fresh.get(id_)
             if known is None:
                 position += 1
-                known = fresh[draft.id] = Record(position, *draft[1:8], now)
+                known = fresh[id_] = draft.placed(position, now)
             elif not known.says_the_same(draft):
-                raise IdConflict(draft.id)
+                raise IdConflict(id_)
             stored.append(known)
-        return stored, list(fresh.values())
-
-    def _add(self, record: Record) -> None:
-        self._ring.add(record)
-        self._by_id[record.id] = record
-        self._appended += 1
+        return stored, fresh
 
     # Trimming.
 
@@ -143,19 +140,17 @@ class MemoryLog(Log):
         The last record stays, whatever the bounds.
         """
         keep = self.retention
-        most_records = keep.count or sys.maxsize
-        most_bytes = keep.bytes or sys.maxsize
-        since = None if keep.age is None else self._clock() - int(keep.age * 1_000_000)
         ring = self._ring
-        trimmed = 0
-        while len(ring) > 1:
-            if len(ring) <= most_records and ring.bytes <= most_bytes:
-                aged = since is not None and ring.at(ring.first).time <= since
-                if not aged or trimmed >= most:
-                    break
-            self._let_go(ring.drop_first())
-            trimmed += 1
-        self._trimmed += trimmed
+        trimmed = ring.excess(keep.count or sys.maxsize, keep.bytes or sys.maxsize)
+        if keep.age is not None:
+            since = self._clock() - int(keep.age * 1_000_000)
+            most = min(most, len(ring) - 1)
+            while trimmed < most and ring.at(ring.first + trimmed).time <= since:
+                trimmed += 1
+        if trimmed:
+            for record in ring.drop(trimmed):
+                self._let_go(record)
+            self._trimmed += trimmed
         return trimmed
 
     def _let_go(self, record: Record) -> None:

@@ -91,7 +91,16 @@ class Record(NamedTuple):
     @property
     def size(self) -> int:
         """For how many bytes it counts: those of body and metadata, and the length of the names."""
-        return len(self.body) + len(self.metadata) + len(self.id) + sum(map(len, self.topics))
+        # Taken apart at once, which is twice as fast: every event is asked several times.
+        _, id_, topics, _, _, body, metadata, _, _ = self
+        return len(body) + len(metadata) + len(id_) + len("".join(topics))
+
+    def placed(self, position: int, time: int) -> "Record":
+        """This record in a log."""
+        # Not by `Record(...)`, which takes twice as long.
+        _, id_, topics, type_, private, body, metadata, timestamp, _ = self
+        values = (position, id_, topics, type_, private, body, metadata, timestamp, time)
+        return tuple.__new__(Record, values)
 
     def says_the_same(self, other: "Record") -> bool:
         """Whether both are the same event, published again: all but the times is alike."""

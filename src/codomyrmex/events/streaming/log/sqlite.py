@@ -33,7 +33,7 @@ from .base import (
     Retention,
     retention_of,
 )
-from .followers import Follower, Followers
+from .followers import Follower, Followers, notify_all
 from .record import Record
 from .ring import Ring
 from .sqlite_file import SQLiteFile
@@ -75,19 +75,27 @@ class _Job:
         self.drafts = drafts
         self.future = future
 
-    def resolve(self, stored: list[Record] | None, error: BaseException | None = None) -> None:
-        """Tell who waits, in their loop. From any thread."""
-        with suppress(RuntimeError):  # their loop is closed
-            self.future.get_loop().call_soon_threadsafe(self._resolve, stored, error)
 
-    def _resolve(self, stored: list[Record] | None, error: BaseException | None) -> None:
-        if self.future.done():
-            return
+def _resolve_all(answers: list[_Answer]) -> None:
+    """Tell who waits, in their loops. From any thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
+    for answer in answers:
+        by_loop.setdefault(answer[0].future.get_loop(), []).append(answer)
+    # One call to a loop: each is a system call, and gives up the interpreter lock.
+    for loop, its_answers in by_loop.items():
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(_resolve_here, its_answers)
+
+
+def _resolve_here(answers: list[_Answer]) -> None:
+    for job, stored, error in answers:
+        if job.future.done():
+            continue
         if error is not None:
-            self.future.set_exception(error)
+            job.future.set_exception(error)
         else:
             assert stored is not None
-            self.future.set_result(stored)
+            job.future.set_result(stored)
 
 
 class SQLiteLog(Log):
@@ -144,6 +152,7 @@ class SQLiteLog(Log):
         self._last = 0
         self._first_id: str | None = None
         self._last_id: str | None = None
+        self._first_time = 0
         # All bytes there ever were, and those that have gone.
         self._appended_bytes = 0
         self._trimmed_bytes = 0
@@ -183,7 +192,7 @@ class SQLiteLog(Log):
     def _set_start(self, first: Record | None, before: int) -> None:
         """Remember where what is retained begins. The lock is held."""
         if first is not None:
-            self._first, self._first_id = first.position, first.id
+            self._first, self._first_id, self._first_time = first.position, first.id, first.time
             self._trimmed_bytes = before
 
     async def _write(self, function: Callable[[], T]) -> T:
@@ -257,8 +266,7 @@ class SQLiteLog(Log):
             try:
                 self._commit(jobs)
             except Exception as error:
-                for job in jobs:
-                    job.resolve(None, error)
+                _resolve_all([(job, None, error) for job in jobs])
 
     def _commit(self, jobs: list[_Job]) -> None:
         file = self._file
@@ -273,8 +281,7 @@ class SQLiteLog(Log):
                 file.insert(records, self._appended_bytes)
         repeated = sum(len(stored) for _, stored, _ in answers if stored) - len(records)
         self._show(records, repeated=repeated)
-        for job, stored, error in answers:
-            job.resolve(stored, error)
+        _resolve_all(answers)
         self._trim_some(2 * len(records) + 100)
 
     def _place_all(
@@ -298,12 +305,13 @@ class SQLiteLog(Log):
         mine: dict[str, Record] = {}
         stored: list[Record] = []
         for draft in drafts:
-            record = known.get(draft.id) or fresh.get(draft.id) or mine.get(draft.id)
+            id_ = draft.id
+            record = known.get(id_) or fresh.get(id_) or mine.get(id_)
             if record is None:
                 position += 1
-                record = mine[draft.id] = Record(position, *draft[1:8], now)
+                record = mine[id_] = draft.placed(position, now)
             elif not record.says_the_same(draft):
-                raise IdConflict(draft.id)
+                raise IdConflict(id_)
             stored.append(record)
         fresh.update(mine)
         return stored
@@ -312,20 +320,16 @@ class SQLiteLog(Log):
         """Let everybody see what has been committed. In the writer's thread."""
         with self._lock:
             ring = self._ring
-            for record in records:
-                ring.add(record)
-                self._appended_bytes += record.size
+            self._appended_bytes += ring.add(records)
             if records:
                 if self._first_id is None:
-                    self._first_id = records[0].id
+                    self._first_id, self._first_time = records[0].id, records[0].time
                 self._last, self._last_id = records[-1].position, records[-1].id
-            while len(ring) > _RECENT or (ring.bytes > _RECENT_BYTES and len(ring) > 1):
-                ring.drop_first()
+            ring.drop(ring.excess(_RECENT, _RECENT_BYTES))
             self._appended += len(records)
             self._repeated += repeated
             followers = self._followers.of(records)
-        for follower in followers:
-            follower.notify()
+        notify_all(followers)
 
     # Trimming.
 
@@ -340,7 +344,8 @@ class SQLiteLog(Log):
         excess = 0 if keep.count is None else self._last - self._first + 1 - keep.count
         too_many_bytes = 0 if keep.bytes is None else self._held_bytes - keep.bytes
         since = None if keep.age is None else self._clock() - int(keep.age * 1_000_000)
-        if excess <= 0 and too_many_bytes <= 0 and since is None:
+        # Whether any is aged, the first one says: what it said is remembered, not read each time.
+        if excess <= 0 and too_many_bytes <= 0 and (since is None or self._first_time > since):
             return 0
         gone: list[Record] = []
         freed = 0
@@ -358,8 +363,7 @@ class SQLiteLog(Log):
         with self._lock:
             self._set_start(first, before_first)
             self._trimmed += len(gone)
-            while len(self._ring) and self._ring.first < self._first:
-                self._ring.drop_first()
+            self._ring.drop(min(len(self._ring), max(0, self._first - self._ring.first)))
         return len(gone)
 
     async def _trim_step(self) -> int:

@@ -77,6 +77,9 @@ _MOST_LINES: Final = 50
 _AT_ONCE: Final = 256
 """Rows that go into one statement whatever their number, which is prepared for just that many."""
 
+_MORE_AT_ONCE: Final = (1000, 512, _AT_ONCE)
+"""Numbers of more rows than that which go into one statement, descending."""
+
 _SCANNED_AT_ONCE: Final = 1000
 
 _KNOWN_TOPICS: Final = 100_000
@@ -198,26 +201,33 @@ class SQLiteFile:
         Returns:
             False: none, for there are others with their ids.
         """
-        numbers = self._number([topic for record in records for topic in record.topics])
-        rows: list[tuple[Any, ...]] = []
-        places: list[tuple[int, int]] = []
+        together = dict.fromkeys(record.topics for record in records)  # few different ones
+        numbers = self._number([topic for topics in together for topic in topics])
+        rows: list[Any] = []  # one row's values after the other's
+        places: list[int] = []
         for record in records:
-            position, id_, topics, *rest = record
-            topic, all_topics = (numbers[topics[0]] if topics else None), None
-            if len(topics) > 1:
-                all_topics = json.dumps(topics)
-                places += ((numbers[other], position) for other in topics[1:])
-            rows.append((position, id_, topic, all_topics, *rest, before))
+            position, id_, topics, type_, private, body, metadata, timestamp, time = record
+            topic = all_topics = None
+            if topics:
+                topic = numbers[topics[0]]
+                if len(topics) > 1:
+                    all_topics = json.dumps(topics)
+                    for other in topics[1:]:
+                        places += (numbers[other], position)
+            rows += (
+                *(position, id_, topic, all_topics, type_, private),
+                *(body, metadata, timestamp, time, before),
+            )
             before += record.size
         statement = "INSERT INTO records VALUES "
         try:
-            if len(rows) <= _AT_ONCE and not places:
+            if _fits(len(records)) and not places:
                 with self._errors():  # one statement is a transaction of its own
-                    self._insert(statement, rows)
+                    self._insert(statement, 11, rows)
             else:
                 with self.transaction():
-                    self._insert(statement, rows)
-                    self._insert("INSERT INTO places VALUES ", places)
+                    self._insert(statement, 11, rows)
+                    self._insert("INSERT INTO places VALUES ", 2, places)
         except sqlite3.IntegrityError:
             return False
         return True
@@ -230,19 +240,20 @@ class SQLiteFile:
         missing = list(dict.fromkeys(topic for topic in topics if topic not in numbers))
         if missing:
             numbers.update(self._numbers_of(missing))
-            new = [(topic,) for topic in missing if topic not in numbers]
+            new = [topic for topic in missing if topic not in numbers]
             if new:
                 with self._errors():
-                    self._insert("INSERT INTO topics (name) VALUES ", new)
+                    self._insert("INSERT INTO topics (name) VALUES ", 1, new)
                 numbers.update(self._numbers_of(missing))
         return numbers
 
-    def _insert(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows, many to a statement."""
-        for some in _pieces(rows):
-            marks = f"({_marks(len(some[0]))})"
+    def _insert(self, statement: str, columns: int, values: Sequence[Any]) -> None:
+        """Insert rows of so many columns, many to a statement."""
+        marks = f"({_marks(columns)})"
+        for some in _pieces(range(len(values) // columns)):
             self._connection.execute(
-                statement + ",".join([marks] * len(some)), list(chain.from_iterable(some))
+                statement + ",".join([marks] * len(some)),
+                values[some[0] * columns : (some[-1] + 1) * columns],
             )
 
     def trim(self, records: Sequence[Record]) -> None:
@@ -556,9 +567,14 @@ def _pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     start = 0
     while start < len(items):
         left = len(items) - start
-        size = left if left <= _AT_ONCE else min(1024, 1 << left.bit_length() - 1)
+        size = left if _fits(left) else next(size for size in _MORE_AT_ONCE if size <= left)
         yield items[start : start + size]
         start += size
+
+
+def _fits(number: int) -> bool:
+    """Whether so many rows go into one statement."""
+    return number <= _AT_ONCE or number in _MORE_AT_ONCE
 
 
 def _explain(error: sqlite3.Error) -> str:
