@@ -69,6 +69,11 @@ def batches(items: list[Any], size: int = BATCH) -> list[list[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+def dealt(items: list[Any]) -> list[list[Any]]:
+    """The items for each of the tasks, who take turns: so they come in their order, as a rule."""
+    return [items[task::TASKS] for task in range(TASKS)]
+
+
 # Plain sqlite3, with the tables of a log.
 
 
@@ -149,7 +154,7 @@ def a_commit_per_event(durability: Durability) -> Contender:
 
 def append_from_tasks(durability: Durability) -> Contender:
     async def append_one_by_one(run: Run) -> None:
-        given = batches(new_records(run.units * TASKS), run.units)
+        given = dealt(new_records(run.units * TASKS))
         with new_file() as path:
             async with SQLiteLog(path, durability=durability) as log:
                 await log.append([])
@@ -209,7 +214,7 @@ async def append_timed(
 
 def latency_of_a_thread(loop: Callable[[], Any]) -> Contender:
     async def a_thread_that_commits_each(run: Run) -> None:
-        given = batches(bare_rows(new_records(run.units * TASKS)), run.units)
+        given = dealt(bare_rows(new_records(run.units * TASKS)))
         statement = insertion(1)
         with new_file() as path, ThreadPoolExecutor(1) as thread:
             connection = await bare_connection(path, "normal")
@@ -227,7 +232,7 @@ def latency_of_a_thread(loop: Callable[[], Any]) -> Contender:
 
 def latency_of_append(loop: Callable[[], Any]) -> Contender:
     async def append_in_tasks(run: Run) -> None:
-        given = batches(new_records(run.units * TASKS), run.units)
+        given = dealt(new_records(run.units * TASKS))
         with new_file() as path:
             async with SQLiteLog(path, durability="normal") as log:
                 await log.append([])
@@ -292,18 +297,18 @@ async def tail_live(run: Run, log: Log, readers: int) -> None:
             if number == run.units:
                 break
         seen.append(number)
+        if len(seen) == readers:
+            everybody.set_result(None)
 
+    everybody = asyncio.get_running_loop().create_future()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(readers):
             tasks.create_task(reader())
-        while log.statistics().readers < readers:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)  # they have found their place
+        await asyncio.sleep(0.05)  # they find their place
         with run.timed_with_waiting():
             for record in records:
                 await log.append([record])
-            while len(seen) < readers:
-                await asyncio.sleep(0)
+            await everybody
     run.delivered = min(seen)
 
 

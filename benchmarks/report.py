@@ -30,10 +30,11 @@ PEERS = (
 COLUMNS = ("work", "plain Python", "best peer", "ours", "to floor", "to peer", "reach", "")
 
 CAPTION = """\
-Deliveries per second; or a time, such as that from publish until the last consumer has the event; or
-memory. Plain Python is the floor: the least one could write by hand for this one purpose. `to floor`
-and `to peer` are ours divided by theirs, the median over the rounds: more is better for a rate, less
-for a time and for memory. `to peer` is taken against the peer that ours does worst against."""
+Deliveries per second; or a time, such as that from publish until the last consumer has the event;
+or memory. Plain Python is the floor: the least one could write by hand for this one purpose. `to
+floor` and `to peer` are ours divided by theirs, the median over the rounds: more is better for a
+rate, less for a time and for memory. `to peer` is taken against the peer that ours does worst
+against."""
 
 
 def machine(core: int | None) -> dict[str, str]:

@@ -44,6 +44,8 @@ EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 """The cursor after everything there is now. No event has it for an id."""
 
+_CURSORS: Final = frozenset((EARLIEST, LATEST))
+
 PAGE: Final = 1000
 """Records to a batch, by default."""
 
@@ -526,7 +528,7 @@ def as_record(entry: "Event | Record", max_size: int) -> Record:
         entry = Record.of(entry)
     if entry.size > max_size:
         raise TooLarge(entry.id, entry.size, max_size)
-    if entry.id in (EARLIEST, LATEST):
+    if entry.id in _CURSORS:
         raise EventError(f"no event in a log has the id {entry.id!r}: it is a cursor's")
     return entry
 

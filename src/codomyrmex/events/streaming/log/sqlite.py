@@ -236,7 +236,8 @@ class SQLiteLog(Log):
     # Appending.
 
     async def _append(self, drafts: list[Record]) -> list[Record]:
-        await self._open()
+        if self._file is None or not drafts:
+            await self._open()
         if not drafts:
             return []
         job = _Job(drafts, asyncio.get_running_loop().create_future())
@@ -301,19 +302,18 @@ class SQLiteLog(Log):
         self, drafts: list[Record], known: dict[str, Record], fresh: dict[str, Record], now: int
     ) -> list[Record]:
         """The records of one batch as they are or will be stored; new ones are added to `fresh`."""
-        position = self._last + len(fresh)
-        mine: dict[str, Record] = {}
+        others = len(fresh)
         stored: list[Record] = []
         for draft in drafts:
             id_ = draft.id
-            record = known.get(id_) or fresh.get(id_) or mine.get(id_)
+            record = known.get(id_) or fresh.get(id_)
             if record is None:
-                position += 1
-                record = mine[id_] = draft.placed(position, now)
+                record = fresh[id_] = draft.placed(self._last + len(fresh) + 1, now)
             elif not record.says_the_same(draft):
+                while len(fresh) > others:
+                    fresh.popitem()  # the latest: nothing of this batch is stored
                 raise IdConflict(id_)
             stored.append(record)
-        fresh.update(mine)
         return stored
 
     def _show(self, records: list[Record], *, repeated: int) -> None:
