@@ -360,34 +360,41 @@ def held_while(reader: str, events: int) -> Contender:
 # In memory.
 
 
-def list_and_indexes(run: Run) -> None:
+def list_and_indexes(size: int) -> Contender:
     """The least that has a history, and readers who each have a place in it."""
-    given = batches(new_records(run.units * READERS), READERS)
-    events: list[Record] = []
-    places = [0] * run.width
-    with run.timed_with_waiting():
-        for batch in given:
-            for record in batch:
-                events.append(record)  # noqa: PERF402  (one at a time)
-            for reader, place in enumerate(places):
-                page = events[place : place + PAGE]
-                places[reader] += len(page)
-                for _ in page:
-                    run.delivered += 1
 
-
-async def memory_log(run: Run) -> None:
-    given = batches(new_records(run.units * READERS), READERS)
-    async with MemoryLog() as log:
-        tails = [log.tail(EARLIEST) for _ in range(run.width)]
+    def append_and_read(run: Run) -> None:
+        given = batches(new_records(run.units * size), size)
+        events: list[Record] = []
+        places = [0] * run.width
         with run.timed_with_waiting():
             for batch in given:
-                await log.append(batch)
-                for tail in tails:
-                    for _ in await anext(tail):
+                for record in batch:
+                    events.append(record)  # noqa: PERF402  (one at a time)
+                for reader, place in enumerate(places):
+                    page = events[place : place + PAGE]
+                    places[reader] += len(page)
+                    for _ in page:
                         run.delivered += 1
-        for tail in tails:
-            await tail.aclose()
+
+    return append_and_read
+
+
+def memory_log(size: int) -> Contender:
+    async def append_and_read(run: Run) -> None:
+        given = batches(new_records(run.units * size), size)
+        async with MemoryLog() as log:
+            tails = [log.tail(EARLIEST) for _ in range(run.width)]
+            with run.timed_with_waiting():
+                for batch in given:
+                    await log.append(batch)
+                    for tail in tails:
+                        for _ in await anext(tail):
+                            run.delivered += 1
+            for tail in tails:
+                await tail.aclose()
+
+    return append_and_read
 
 
 async def history_of_a_deque(run: Run) -> None:
@@ -512,16 +519,19 @@ LINES = [
         quick_units=10,
     ),
     # Here is the place for what several processes append to one file.
-    Line(
-        name="log-memory",
-        work=f"memory log: append, read by {READERS} cursors",
-        floor=("list, an index each", list_and_indexes),
-        ours=memory_log,
-        reach=(at_least(0.5, "floor"),),
-        width=READERS,
-        deliveries=READERS * READERS,
-        units=200,
-        quick_units=2,
+    *(
+        Line(
+            name=f"log-memory-{size}",
+            work=f"memory log: append {size}, read by {READERS} cursors",
+            floor=("list, an index each", list_and_indexes(size)),
+            ours=memory_log(size),
+            reach=(at_least(0.5, "floor"),),
+            width=READERS,
+            deliveries=READERS * size,
+            units=20_000 // size,
+            quick_units=2,
+        )
+        for size in (100, BATCH)
     ),
     Line(
         name="log-memory-history",

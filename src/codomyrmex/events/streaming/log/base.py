@@ -371,7 +371,10 @@ class Log(ABC):
         try:
             await reader.begin(after, last=last, replay_limit=replay_limit)
             while (batch := await reader.read()) is not None:
-                yield batch
+                # Given away, not kept: a hundred tails that wait would keep a page each.
+                given = [batch]
+                del batch
+                yield given.pop()
         finally:
             reader.close()
 

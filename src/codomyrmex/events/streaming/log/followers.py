@@ -89,4 +89,9 @@ class Followers:
             return []
         together = dict.fromkeys(map(_TOPICS, records))  # of many records, few different ones
         topics = dict.fromkeys(topic for topics in together for topic in (topics or (None,)))
-        return list(dict.fromkeys(one for topic in topics for one in self._index.match(topic)))
+        found: dict[Follower, None] = {}
+        for topic in topics:
+            found.update(dict.fromkeys(self._index.match(topic)))
+            if len(found) == len(self._keys):
+                break  # that is everybody
+        return list(found)

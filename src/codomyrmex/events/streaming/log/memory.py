@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult
 
@@ -148,20 +149,27 @@ class MemoryLog(Log):
             while trimmed < most and ring.at(ring.first + trimmed).time <= since:
                 trimmed += 1
         if trimmed:
-            for record in ring.drop(trimmed):
-                self._let_go(record)
+            self._let_go(ring.drop(trimmed))
             self._trimmed += trimmed
         return trimmed
 
-    def _let_go(self, record: Record) -> None:
-        """Remember where a record was that has been trimmed."""
-        del self._by_id[record.id]
-        self._trimmed_ids.pop(record.id, None)
-        self._trimmed_ids[record.id] = record.position
-        if len(self._trimmed_ids) > _MOST_REMEMBERED:
-            del self._trimmed_ids[next(iter(self._trimmed_ids))]
-        for topic in record.topics:
+    def _let_go(self, records: list[Record]) -> None:
+        """Remember where records were that have been trimmed."""
+        latest: dict[str, Record] = {}  # of each topic, the latest first
+        for record in reversed(records):
+            for topic in reversed(record.topics):
+                if topic not in latest:
+                    latest[topic] = record
+        by_id, trimmed_ids = self._by_id, self._trimmed_ids
+        for record in records:
+            id_ = record.id
+            del by_id[id_]
             # At the end, so that they stand in the order of their positions.
+            trimmed_ids.pop(id_, None)
+            trimmed_ids[id_] = record.position
+        for id_ in list(islice(trimmed_ids, max(0, len(trimmed_ids) - _MOST_REMEMBERED))):
+            del trimmed_ids[id_]
+        for topic, record in reversed(latest.items()):
             before = self._last_trimmed.pop(topic, None)
             if before is not None:
                 self._forget(before)
@@ -252,12 +260,14 @@ class MemoryLog(Log):
     async def _page(self, after: int, selection: Selection, limit: int) -> Page:
         with self._lock:
             self._check_open()
-            self._trim_some(_TRIMMED_AT_ONCE)
+            if self.retention.age is not None:
+                self._trim_some(_TRIMMED_AT_ONCE)
             ring = self._ring
-            missed = self._missed(after, selection)
-            found, reached = ring.page(max(after, ring.first - 1), selection, limit)
+            gone = ring.first - 1
+            missed = 0 if after >= gone else self._missed(after, selection)
+            found, reached = ring.page(max(after, gone), selection, limit)
             # Before the first only where nothing was ever appended: the last is never trimmed.
-            cursor = ring.at(reached).id if reached >= ring.first else EARLIEST
+            cursor = ring.at(reached).id if reached > gone else EARLIEST
             return Page(found, reached, cursor, reached == ring.last, missed)
 
     async def _before_last(

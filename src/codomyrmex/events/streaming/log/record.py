@@ -127,5 +127,5 @@ class Record(NamedTuple):
             if is_json(metadata.get("content_type"))
             else self.body.decode(),
             metadata=metadata,
-            timestamp=_EPOCH + timedelta(microseconds=self.timestamp),
+            timestamp=_EPOCH + timedelta(0, 0, self.timestamp),
         )

@@ -117,10 +117,10 @@ class Ring:
         Returns:
             `limit` of them, or all there are; and the position up to which there are no others.
         """
-        end = self.last
         if selection.every:
-            found = self._between(after, min(after + limit, end))
+            found = self._between(after, after + limit)
             return found, after + len(found)
+        end = self.last
         if end - after <= _SCANNED_AT_ONCE:
             return self._scan(after, end, selection, limit)
         places = self._places(after, selection)
