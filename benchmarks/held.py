@@ -1,22 +1,19 @@
-"""What a process holds in memory while it reads a whole file of events: run as a program."""
+"""What a process holds in memory while it tails a whole file of events: run as a program."""
 
 import asyncio
 import os
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from codomyrmex.events.streaming.log import EARLIEST, SQLiteLog
 
-PAGE = 1000
 
-
-def held_by(reader: str, path: Path, events: int) -> tuple[int, int]:
-    """How many events a reader of the file got in a child process, and the bytes it took."""
+def held_by_a_tail(path: Path, events: int) -> tuple[int, int]:
+    """How many events the tail of a file got in a child process, and the bytes it took."""
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.held", reader, str(path), str(events)],
+        [sys.executable, "-m", "benchmarks.held", str(path), str(events)],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
@@ -45,14 +42,8 @@ async def tail(path: Path, events: int, page_seen: Callable[[int], None]) -> Non
                 break
 
 
-def select(path: Path) -> Iterator[int]:
-    rows = sqlite3.connect(path).execute("SELECT * FROM records")
-    while page := rows.fetchmany(PAGE):
-        yield len(page)
-
-
 def main() -> None:
-    reader, path, events = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    path, events = Path(sys.argv[1]), int(sys.argv[2])
     before = most = resident()
     seen = 0
 
@@ -61,11 +52,7 @@ def main() -> None:
         seen += size
         most = max(most, resident())
 
-    if reader == "tail":
-        asyncio.run(tail(path, events, page_seen))
-    else:
-        for size in select(path):
-            page_seen(size)
+    asyncio.run(tail(path, events, page_seen))
     print(seen, most - before)
 
 

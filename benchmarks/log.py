@@ -22,7 +22,7 @@ from litestar.channels.backends.memory import MemoryChannelsBackend
 
 from benchmarks.files import TOPICS, file_of, id_at
 from benchmarks.harness import Contender, Line, Run, at_least, at_most, at_most_bytes
-from benchmarks.held import held_by
+from benchmarks.held import held_by_a_tail
 from benchmarks.model import DATA
 from codomyrmex.events.streaming import Event
 from codomyrmex.events.streaming.log import (
@@ -349,9 +349,9 @@ async def read_somewhere(run: Run, path: Path, events: int) -> None:
                 run.delivered += len(await log.read(cursor, limit=PAGE)) == PAGE
 
 
-def held_while(reader: str, events: int) -> Contender:
+def held_while_tailing(events: int) -> Contender:
     def read_in_a_child(run: Run) -> None:
-        seen, run.held = held_by(reader, file_of(events), events)
+        seen, run.held = held_by_a_tail(file_of(events), events)
         run.delivered = seen // events
 
     return read_in_a_child
@@ -457,7 +457,7 @@ LINES = [
             ours=append_batches_of(make),
             reach=(at_least(0.6, "floor"),) if make is new_records else (),
             deliveries=BATCH,
-            units=50,
+            units=30,
             quick_units=1,
         )
         for kind, make in (("records", new_records), ("events", new_events))
@@ -498,13 +498,14 @@ LINES = [
         reach=(at_least(0.5, "floor"),),
         units=1_000_000,
         quick_units=10_000,
+        rounds=3,
     ),
     Line(
         name="log-read-events",
-        work="log: read 200,000 events, decoded",
+        work="log: read 100,000 events, decoded",
         floor=("SELECT, fetchmany", bare_select),
         ours=read_pages(decoded=True),
-        units=200_000,
+        units=100_000,
         quick_units=10_000,
     ),
     Line(
@@ -573,8 +574,8 @@ def lines_of_many(events: int) -> list[Line]:
         Line(
             name="log-many-held",
             work=f"log of {events:,} events: memory while tailing all",
-            floor=("SELECT, fetchmany", held_while("select", events)),
-            ours=held_while("tail", events),
+            floor=(f"with {FEW:,}", held_while_tailing(FEW)),
+            ours=held_while_tailing(events),
             reach=(at_most_bytes(50_000_000),),
             measure="memory",
             units=1,

@@ -226,6 +226,26 @@ class TestRetention:
             assert log.statistics().records == 10
             assert log.statistics().bytes == sum(record.size for record in found)
 
+    async def test_by_age_reads_nothing_while_nothing_is_aged(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = Clock()
+        async with SQLiteLog(path, Retention(age=60), clock=clock) as log:
+            await log.append(events("1"))
+            with monkeypatch.context() as patch:
+                patch.setattr(SQLiteFile, "page", None)
+                clock.pass_by(59)
+                await log.append(events("2"))
+                assert await log.trim() == 0
+            clock.pass_by(1)
+            assert await log.trim() == 1
+            assert log.statistics().earliest == "2"
+        async with SQLiteLog(path, Retention(age=60), clock=clock) as log:
+            clock.pass_by(60)
+            await log.append(events("3"))
+            await log.trim()
+            assert log.statistics().earliest == "3"
+
     async def test_the_ring_has_nothing_that_has_gone(self, path: Path) -> None:
         clock = Clock()
         async with SQLiteLog(path, Retention(age=60), clock=clock) as log:
