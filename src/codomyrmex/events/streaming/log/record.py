@@ -102,6 +102,17 @@ class Record(NamedTuple):
         values = (position, id_, topics, type_, private, body, metadata, timestamp, time)
         return tuple.__new__(Record, values)
 
+    @classmethod
+    def placed_all(cls, drafts: "Iterable[Record]", first: int, time: int) -> "list[Record]":
+        """These records in a log, one after the other from a position on."""
+        new = tuple.__new__
+        return [
+            new(cls, (position, id_, topics, type_, private, body, metadata, timestamp, time))
+            for position, (_, id_, topics, type_, private, body, metadata, timestamp, _) in (
+                enumerate(drafts, first)
+            )
+        ]
+
     def says_the_same(self, other: "Record") -> bool:
         """Whether both are the same event, published again: all but the times is alike."""
         return self[1:7] == other[1:7]
