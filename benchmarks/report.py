@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
@@ -43,7 +44,8 @@ def machine(core: int | None) -> dict[str, str]:
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores, {where}",
         "system": f"{platform.system()} {platform.release()}, load {os.getloadavg()[0]:.1f}",
-        "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
+        "interpreter": f"{platform.python_implementation()} {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}",
         "peers": peers,
     }
 
