@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
@@ -595,6 +596,12 @@ class TestTailing:
                 await log.append(events("b/2", "a/3"))
                 assert await reading == ["b/2", "a/3"]
                 assert await reading_a == ["a/3"]
+
+    async def test_keeps_nothing_of_what_it_gave(self, open_log: OpenLog) -> None:
+        async with open_log() as log, aclosing(log.tail(EARLIEST)) as tail:
+            await log.append(events("1"))
+            batch = await anext(tail)
+            assert sys.getrefcount(batch) <= 2  # ours, and that of the call
 
     async def test_is_of_what_comes_where_nothing_else_is_said(self, open_log: OpenLog) -> None:
         async with open_log() as log:

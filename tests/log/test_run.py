@@ -15,6 +15,7 @@ import pytest
 
 from codomyrmex.events.streaming import (
     Event,
+    LogFull,
     StreamClosed,
     TopicError,
     UnknownRun,
@@ -24,6 +25,7 @@ from codomyrmex.events.streaming.log import (
     LATEST,
     LogStream,
     MemoryLog,
+    Record,
     Retention,
     Run,
     RunStatus,
@@ -213,9 +215,11 @@ class TestSources:
                 yield number
 
         class Slow(MemoryLog):
-            async def _append(self, *args: Any) -> Any:
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
                 await asyncio.sleep(60)
-                return await super()._append(*args)
+                return await super()._append(drafts, guard)
 
         async with LogStream(Slow(clock=loop_clock), lease=1000) as stream:
             run = await stream.run("rows", source())
@@ -554,15 +558,15 @@ class TestProcessesThatEnd:
     async def test_a_full_disk_ends_it_and_leaves_the_rest_to_others(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        from codomyrmex.events.streaming import LogFull
-
         class Full(MemoryLog):
             is_full = False
 
-            async def _append(self, *args: Any) -> Any:
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
                 if self.is_full:
                     raise LogFull("events.db")
-                return await super()._append(*args)
+                return await super()._append(drafts, guard)
 
         log = Full(clock=loop_clock)
         async with LogStream(log) as stream:

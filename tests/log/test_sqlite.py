@@ -177,7 +177,7 @@ class TestAppendingTogether:
     async def test_who_was_called_off_as_it_was_stored_is_told_nothing(self) -> None:
         job = sqlite._Job([], None, asyncio.get_running_loop().create_future())
         job.future.cancel()
-        job.resolve([])
+        sqlite._resolve_all([(job, [], None)])
         await asyncio.sleep(0)
         assert job.future.cancelled()
 
@@ -225,6 +225,26 @@ class TestRetention:
             found = await log.read()
             assert log.statistics().records == 10
             assert log.statistics().bytes == sum(record.size for record in found)
+
+    async def test_by_age_reads_nothing_while_nothing_is_aged(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = Clock()
+        async with SQLiteLog(path, Retention(age=60), clock=clock) as log:
+            await log.append(events("1"))
+            with monkeypatch.context() as patch:
+                patch.setattr(SQLiteFile, "page", None)
+                clock.pass_by(59)
+                await log.append(events("2"))
+                assert await log.trim() == 0
+            clock.pass_by(1)
+            assert await log.trim() == 1
+            assert log.statistics().earliest == "2"
+        async with SQLiteLog(path, Retention(age=60), clock=clock) as log:
+            clock.pass_by(60)
+            await log.append(events("3"))
+            await log.trim()
+            assert log.statistics().earliest == "3"
 
     async def test_the_ring_has_nothing_that_has_gone(self, path: Path) -> None:
         clock = Clock()
@@ -384,10 +404,10 @@ class TestFilesThatAreNotAsTheyShouldBe:
     async def test_an_error_in_the_middle_leaves_nothing_of_it(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def insert(file: SQLiteFile, statement: str, rows: Any) -> None:
+        def insert(file: SQLiteFile, statement: str, columns: int, values: Any) -> None:
             if "places" in statement:
                 raise LookupError("on purpose")
-            really(file, statement, rows)
+            really(file, statement, columns, values)
 
         really = SQLiteFile._insert
         async with SQLiteLog(path) as log:

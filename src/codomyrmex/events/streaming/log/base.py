@@ -44,6 +44,8 @@ EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 """The cursor after everything there is now. No event has it for an id."""
 
+_CURSORS: Final = frozenset((EARLIEST, LATEST))
+
 PAGE: Final = 1000
 """Records to a batch, by default."""
 
@@ -451,7 +453,10 @@ class Log(ABC):
         try:
             await reader.begin(after, last=last, replay_limit=replay_limit)
             while (batch := await reader.read()) is not None:
-                yield batch
+                # Given away, not kept: a hundred tails that wait would keep a page each.
+                given = [batch]
+                del batch
+                yield given.pop()
         finally:
             reader.close()
 
@@ -615,7 +620,7 @@ def as_record(entry: "Event | Record", max_size: int) -> Record:
         entry = Record.of(entry)
     if entry.size > max_size:
         raise TooLarge(entry.id, entry.size, max_size)
-    if entry.id in (EARLIEST, LATEST):
+    if entry.id in _CURSORS:
         raise EventError(f"no event in a log has the id {entry.id!r}: it is a cursor's")
     return entry
 

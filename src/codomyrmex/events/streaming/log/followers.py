@@ -1,12 +1,16 @@
 """Who waits for what is appended to a log, found by topic."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from operator import itemgetter
 
 from ..topics import Selection, TopicIndex
 from ..wakeups import Waiters, wait_until, wake_all
 from .record import Record
 
-__all__ = ["Follower", "Followers", "Signal"]
+__all__ = ["Follower", "Followers", "Signal", "notify_all"]
+
+_TOPICS = itemgetter(2)  # of a record
 
 
 class Follower:
@@ -28,9 +32,7 @@ class Follower:
 
     def notify(self) -> None:
         """Something was appended. From any thread."""
-        self.news = True
-        if self._waiters:
-            wake_all(self._waiters)
+        notify_all((self,))
 
     def end(self) -> None:
         """Nothing will come any more. From any thread."""
@@ -68,6 +70,18 @@ class Signal:
             await wait_until(self._waiters, lambda: self._count != count)
 
 
+def notify_all(followers: Iterable[Follower]) -> None:
+    """Something was appended, for each of these. From any thread."""
+    waiting: Waiters = []
+    for follower in followers:
+        follower.news = True
+        for _ in range(len(follower._waiters)):
+            with suppress(IndexError):  # another thread took it
+                waiting.append(follower._waiters.pop(0))
+    if waiting:
+        wake_all(waiting)
+
+
 class Followers:
     """The followers of a log. A caller holds the log's lock around every method."""
 
@@ -98,5 +112,11 @@ class Followers:
         """Who waits for any of these, once each. To be notified without the lock."""
         if not self._keys:
             return []
-        topics = dict.fromkeys(topic for each in records for topic in (each.topics or (None,)))
-        return list(dict.fromkeys(one for topic in topics for one in self._index.match(topic)))
+        together = dict.fromkeys(map(_TOPICS, records))  # of many records, few different ones
+        topics = dict.fromkeys(topic for topics in together for topic in (topics or (None,)))
+        found: dict[Follower, None] = {}
+        for topic in topics:
+            found.update(dict.fromkeys(self._index.match(topic)))
+            if len(found) == len(self._keys):
+                break  # that is everybody
+        return list(found)

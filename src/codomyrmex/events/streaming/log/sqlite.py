@@ -42,7 +42,7 @@ from .base import (
     Superseded,
     retention_of,
 )
-from .followers import Follower, Followers, Signal
+from .followers import Follower, Followers, Signal, notify_all
 from .peers import Peers
 from .record import Record
 from .ring import Ring
@@ -115,19 +115,27 @@ class _Job:
         self.guard = guard
         self.future = future
 
-    def resolve(self, stored: list[Record] | None, error: BaseException | None = None) -> None:
-        """Tell who waits, in their loop. From any thread."""
-        with contextlib.suppress(RuntimeError):  # their loop is closed
-            self.future.get_loop().call_soon_threadsafe(self._resolve, stored, error)
 
-    def _resolve(self, stored: list[Record] | None, error: BaseException | None) -> None:
-        if self.future.done():
-            return
+def _resolve_all(answers: list[_Answer]) -> None:
+    """Tell who waits, in their loops. From any thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
+    for answer in answers:
+        by_loop.setdefault(answer[0].future.get_loop(), []).append(answer)
+    # One call to a loop: each is a system call, and gives up the interpreter lock.
+    for loop, its_answers in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(_resolve_here, its_answers)
+
+
+def _resolve_here(answers: list[_Answer]) -> None:
+    for job, stored, error in answers:
+        if job.future.done():
+            continue
         if error is not None:
-            self.future.set_exception(error)
+            job.future.set_exception(error)
         else:
             assert stored is not None
-            self.future.set_result(stored)
+            job.future.set_result(stored)
 
 
 class SQLiteLog(Log):
@@ -186,6 +194,7 @@ class SQLiteLog(Log):
         self._last = 0
         self._first_id: str | None = None
         self._last_id: str | None = None
+        self._first_time = 0
         # All bytes there ever were, and those that have gone.
         self._appended_bytes = 0
         self._trimmed_bytes = 0
@@ -282,8 +291,8 @@ class SQLiteLog(Log):
 
     def _set_extent(self, extent: Extent) -> None:
         """Remember what there is. The lock is held."""
-        self._first, self._first_id, self._trimmed_bytes = extent[:3]
-        self._last, self._last_id, self._appended_bytes = extent[3:]
+        self._first, self._first_id, self._first_time, self._trimmed_bytes = extent[:4]
+        self._last, self._last_id, self._appended_bytes = extent[4:]
 
     # Other processes.
 
@@ -326,8 +335,7 @@ class SQLiteLog(Log):
             self._set_extent(extent)
             self._drop_trimmed()
             followers = followers or self._followers.of(fresh)
-        for follower in followers:
-            follower.notify()
+        notify_all(followers)
 
     async def _be_up_to_date(self) -> None:
         """Know all that others have been told is stored, whichever process stored it."""
@@ -358,7 +366,8 @@ class SQLiteLog(Log):
     # Appending.
 
     async def _append(self, drafts: list[Record], guard: Note | None = None) -> list[Record]:
-        await self._open()
+        if self._file is None or not drafts:
+            await self._open()
         if not drafts:
             return []
         job = _Job(drafts, guard, asyncio.get_running_loop().create_future())
@@ -389,8 +398,7 @@ class SQLiteLog(Log):
                 with self._turn() as file:
                     self._commit(jobs, file)
             except Exception as error:
-                for job in jobs:
-                    job.resolve(None, error)
+                _resolve_all([(job, None, error) for job in jobs])
 
     def _commit(self, jobs: list[_Job], file: SQLiteFile) -> None:
         now = self._clock()
@@ -406,8 +414,7 @@ class SQLiteLog(Log):
         self._show(records, repeated=repeated)
         if records:
             self._peers.say_last(self._last)
-        for job, stored, error in answers:
-            job.resolve(stored, error)
+        _resolve_all(answers)
         self._trim_some(file, 2 * len(records) + 100)
 
     def _is_guarded(self, job: _Job, file: SQLiteFile, now: int) -> bool:
@@ -415,7 +422,7 @@ class SQLiteLog(Log):
         assert job.guard is not None
         if file.note(job.guard.key, now).revision == job.guard.revision:
             return True
-        job.resolve(None, Superseded())
+        _resolve_all([(job, None, Superseded())])
         return False
 
     def _place_all(
@@ -435,47 +442,43 @@ class SQLiteLog(Log):
         self, drafts: list[Record], known: dict[str, Record], fresh: dict[str, Record], now: int
     ) -> list[Record]:
         """The records of one batch as they are or will be stored; new ones are added to `fresh`."""
-        position = self._last + len(fresh)
-        mine: dict[str, Record] = {}
+        others = len(fresh)
         stored: list[Record] = []
         for draft in drafts:
-            record = known.get(draft.id) or fresh.get(draft.id) or mine.get(draft.id)
+            id_ = draft.id
+            record = known.get(id_) or fresh.get(id_)
             if record is None:
-                position += 1
-                record = mine[draft.id] = Record(position, *draft[1:8], now)
+                record = fresh[id_] = draft.placed(self._last + len(fresh) + 1, now)
             elif not record.says_the_same(draft):
-                raise IdConflict(draft.id)
+                while len(fresh) > others:
+                    fresh.popitem()  # the latest: nothing of this batch is stored
+                raise IdConflict(id_)
             stored.append(record)
-        fresh.update(mine)
         return stored
 
     def _show(self, records: list[Record], *, repeated: int) -> None:
         """Let everybody see what has been committed. In the writer's thread."""
         with self._lock:
-            self._add_recent(records)
+            self._appended_bytes += self._add_recent(records)
             if records:
                 if self._first_id is None:
-                    self._first_id = records[0].id
+                    self._first_id, self._first_time = records[0].id, records[0].time
                 self._last, self._last_id = records[-1].position, records[-1].id
-                self._appended_bytes += sum(record.size for record in records)
             self._appended += len(records)
             self._repeated += repeated
             followers = self._followers.of(records)
-        for follower in followers:
-            follower.notify()
+        notify_all(followers)
 
-    def _add_recent(self, records: list[Record]) -> None:
-        """Have the next records in memory as well. The lock is held."""
+    def _add_recent(self, records: list[Record]) -> int:
+        """Have the next records in memory as well; returns their bytes. The lock is held."""
         ring = self._ring
-        for record in records:
-            ring.add(record)
-        while len(ring) > _RECENT or (ring.bytes > _RECENT_BYTES and len(ring) > 1):
-            ring.drop_first()
+        added = ring.add(records)
+        ring.drop(ring.excess(_RECENT, _RECENT_BYTES))
+        return added
 
     def _drop_trimmed(self) -> None:
         """Have nothing in memory that has gone. The lock is held."""
-        while len(self._ring) and self._ring.first < self._first:
-            self._ring.drop_first()
+        self._ring.drop(min(len(self._ring), max(0, self._first - self._ring.first)))
 
     # Trimming.
 
@@ -500,7 +503,8 @@ class SQLiteLog(Log):
         excess = 0 if keep.count is None else self._last - self._first + 1 - keep.count
         too_many_bytes = 0 if keep.bytes is None else self._held_bytes - keep.bytes
         since = None if keep.age is None else now - int(keep.age * 1_000_000)
-        if excess <= 0 and too_many_bytes <= 0 and since is None:
+        # Whether any is aged, the first one says: what it said is remembered, not read each time.
+        if excess <= 0 and too_many_bytes <= 0 and (since is None or self._first_time > since):
             return False
         gone: list[Record] = []
         kept: list[int] = []

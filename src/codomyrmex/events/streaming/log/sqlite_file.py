@@ -7,7 +7,7 @@ event loop lets it. So a batch is written by as few statements as can be.
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -87,6 +87,9 @@ _MOST_LINES: Final = 50
 _AT_ONCE: Final = 256
 """Rows that go into one statement whatever their number, which is prepared for just that many."""
 
+_MORE_AT_ONCE: Final = (1000, 512, _AT_ONCE)
+"""Numbers of more rows than that which go into one statement, descending."""
+
 _SCANNED_AT_ONCE: Final = 1000
 
 _KNOWN_TOPICS: Final = 100_000
@@ -94,10 +97,21 @@ _KNOWN_TOPICS: Final = 100_000
 
 
 class Extent(NamedTuple):
-    """What there is: the first record and the last, and how many bytes were before and until."""
+    """What there is.
+
+    Attributes:
+        first: the position from which on everything is there.
+        first_id: id of the first record, which may have been kept from before that.
+        first_time: when the record at `first` was taken.
+        before: bytes of all records before that.
+        last: the position of the last record.
+        last_id: its id.
+        until: bytes of all records with it.
+    """
 
     first: int
     first_id: str | None
+    first_time: int
     before: int
     last: int
     last_id: str | None
@@ -219,7 +233,7 @@ class SQLiteFile:
         found: dict[str, Record] = {}
         for some in _pieces(ids):
             rows = self._connection.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE id IN ({_marks(len(some))})", some
+                f"SELECT {_COLUMNS}, NULL FROM records WHERE id IN ({_marks(len(some))})", some
             )
             found.update((record.id, record) for record in self._records(rows))
         return found
@@ -230,26 +244,33 @@ class SQLiteFile:
         Returns:
             False: none, for there are others with their ids.
         """
-        numbers = self._number([topic for record in records for topic in record.topics])
-        rows: list[tuple[Any, ...]] = []
-        places: list[tuple[int, int]] = []
+        together = dict.fromkeys(record.topics for record in records)  # few different ones
+        numbers = self._number([topic for topics in together for topic in topics])
+        rows: list[Any] = []  # one row's values after the other's
+        places: list[int] = []
         for record in records:
-            position, id_, topics, *rest = record
-            topic, all_topics = (numbers[topics[0]] if topics else None), None
-            if len(topics) > 1:
-                all_topics = json.dumps(topics)
-                places += ((numbers[other], position) for other in topics[1:])
-            rows.append((position, id_, topic, all_topics, *rest, before))
+            position, id_, topics, type_, private, body, metadata, timestamp, time = record
+            topic = all_topics = None
+            if topics:
+                topic = numbers[topics[0]]
+                if len(topics) > 1:
+                    all_topics = json.dumps(topics)
+                    for other in topics[1:]:
+                        places += (numbers[other], position)
+            rows += (
+                *(position, id_, topic, all_topics, type_, private),
+                *(body, metadata, timestamp, time, before),
+            )
             before += record.size
         statement = "INSERT INTO records VALUES "
         try:
-            if len(rows) <= _AT_ONCE and not places:
+            if _fits(len(records)) and not places:
                 with self._errors():  # one statement is a transaction of its own
-                    self._insert(statement, rows)
+                    self._insert(statement, 11, rows)
             else:
                 with self.transaction():
-                    self._insert(statement, rows)
-                    self._insert("INSERT INTO places VALUES ", places)
+                    self._insert(statement, 11, rows)
+                    self._insert("INSERT INTO places VALUES ", 2, places)
         except sqlite3.IntegrityError:
             return False
         return True
@@ -262,19 +283,20 @@ class SQLiteFile:
         missing = list(dict.fromkeys(topic for topic in topics if topic not in numbers))
         if missing:
             numbers.update(self._numbers_of(missing))
-            new = [(topic,) for topic in missing if topic not in numbers]
+            new = [topic for topic in missing if topic not in numbers]
             if new:
                 with self._errors():
-                    self._insert("INSERT INTO topics (name) VALUES ", new)
+                    self._insert("INSERT INTO topics (name) VALUES ", 1, new)
                 numbers.update(self._numbers_of(missing))
         return numbers
 
-    def _insert(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows, many to a statement."""
-        for some in _pieces(rows):
-            marks = f"({_marks(len(some[0]))})"
+    def _insert(self, statement: str, columns: int, values: Sequence[Any]) -> None:
+        """Insert rows of so many columns, many to a statement."""
+        marks = f"({_marks(columns)})"
+        for some in _pieces(range(len(values) // columns)):
             self._connection.execute(
-                statement + ",".join([marks] * len(some)), list(chain.from_iterable(some))
+                statement + ",".join([marks] * len(some)),
+                values[some[0] * columns : (some[-1] + 1) * columns],
             )
 
     def trim(self, gone: Sequence[Record], kept: Sequence[int], first: int) -> None:
@@ -387,19 +409,23 @@ class SQLiteFile:
 
     def extent(self) -> Extent:
         """What there is."""
-        first, first_id, before = self._connection.execute(
-            "SELECT first, (SELECT id FROM records ORDER BY position LIMIT 1),"
-            " (SELECT before FROM records WHERE position >= first ORDER BY position LIMIT 1)"
-            " FROM retained"
+        first, first_id = self._connection.execute(
+            "SELECT first, (SELECT id FROM records ORDER BY position LIMIT 1) FROM retained"
         ).fetchone()
-        last = self._connection.execute(
-            f"SELECT {_COLUMNS}, before FROM records ORDER BY position DESC LIMIT 1"
-        ).fetchall()
+        begin, last = (
+            self._connection.execute(
+                f"SELECT {_COLUMNS}, before FROM records {where} LIMIT 1", given
+            ).fetchall()
+            for where, given in (
+                ("WHERE position >= ? ORDER BY position", (first,)),
+                ("ORDER BY position DESC", ()),
+            )
+        )
         if not last:
-            return Extent(first, None, 0, first - 1, None, 0)
-        (record,) = self._records(last)
-        until = last[0][-1] + record.size
-        return Extent(first, first_id, before, record.position, record.id, until)
+            return Extent(first, None, 0, 0, first - 1, None, 0)
+        one, other = self._records([*begin, *last])
+        until = last[0][-1] + other.size
+        return Extent(first, first_id, one.time, begin[0][-1], other.position, other.id, until)
 
     def edges(self) -> tuple[int, int]:
         """From where on everything is there; and the position of the last record, 0: none."""
@@ -417,7 +443,8 @@ class SQLiteFile:
         """Records after a position."""
         return self._records(
             self._connection.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE position > ? ORDER BY position LIMIT ?",
+                f"SELECT {_COLUMNS}, NULL FROM records WHERE position > ?"
+                " ORDER BY position LIMIT ?",
                 (after, limit),
             )
         )
@@ -625,21 +652,21 @@ class SQLiteFile:
             self._connection.execute("ROLLBACK")
 
     def _records(self, rows: Iterable[Sequence[Any]]) -> list[Record]:
-        """The records of rows that begin with `_COLUMNS`."""
+        """The records of rows of `_COLUMNS` and one more value."""
         names = self._names
         found: list[Record] = []
+        new: Callable[[type[Record], tuple[Any, ...]], Record] = tuple.__new__
         for row in rows if isinstance(rows, list) else list(rows):
-            number, text = row[2], row[3]
+            position, id_, number, text, type_, private, body, metadata, timestamp, time, _ = row
             if text is not None:
                 topics = tuple(json.loads(text))
             elif number is None:
                 topics = ()
             else:
                 topics = names.get(number) or self._name(number)
-            private = row[5] == 1
-            found.append(
-                Record(row[0], row[1], topics, row[4], private, row[6], row[7], row[8], row[9])
-            )
+            # Not by `Record(...)`, which takes twice as long.
+            values = (position, id_, topics, type_, private == 1, body, metadata, timestamp, time)
+            found.append(new(Record, values))
         return found
 
     def _name(self, number: int) -> tuple[str, ...]:
@@ -662,9 +689,14 @@ def _pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     start = 0
     while start < len(items):
         left = len(items) - start
-        size = left if left <= _AT_ONCE else min(1024, 1 << left.bit_length() - 1)
+        size = left if _fits(left) else next(size for size in _MORE_AT_ONCE if size <= left)
         yield items[start : start + size]
         start += size
+
+
+def _fits(number: int) -> bool:
+    """Whether so many rows go into one statement."""
+    return number <= _AT_ONCE or number in _MORE_AT_ONCE
 
 
 def _explain(error: sqlite3.Error) -> str:
