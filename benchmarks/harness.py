@@ -72,20 +72,24 @@ class Run:
 Contender = Callable[[Run], Awaitable[None] | None]
 
 
-Measure = Literal["rate", "time", "p99", "memory"]
+Measure = Literal["rate", "time", "p99", "longest", "memory"]
+
+Against = Literal["floor", "peer", "bytes", "seconds"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What ours must reach: a multiple of the floor or of every peer, or so many bytes."""
+    """What ours must reach: a multiple of the floor or of every peer, or so many bytes or seconds."""
 
-    against: Literal["floor", "peer", "bytes"]
+    against: Against
     relation: Literal["≥", ">", "≤"]
     times: float
 
     def __str__(self) -> str:
         if self.against == "bytes":
             return f"{self.relation} {self.times / 1e6:g} MB"
+        if self.against == "seconds":
+            return f"{self.relation} {self.times * 1e3:g} ms"
         return f"{self.relation} {self.times:g} x {self.against}"
 
     def met(self, ratio: float) -> bool:
@@ -114,6 +118,10 @@ def at_most_bytes(number: int) -> Reach:
     return Reach("bytes", "≤", number)
 
 
+def at_most_seconds(number: float) -> Reach:
+    return Reach("seconds", "≤", number)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One line of work: who does it, how much of it, and what ours must reach.
@@ -121,7 +129,8 @@ class Line:
     `width` is the number of handlers, consumers or threads. A unit of work makes `deliveries`
     deliveries. `units` fixes the size of a run; without it, runs are sized to `RUN_SECONDS`.
     `rounds` is for what takes long: so many at most. What is measured is a rate of deliveries, the
-    time for one of them, the latencies that the run took down, or the memory that it held.
+    time for one of them, the 99th percentile or the longest of the latencies that the run took
+    down, or the memory that it held.
     `without` names modules that nobody may import. A line without a reach is there to inform.
     """
 
@@ -162,9 +171,9 @@ class Result:
         values = self.values.get(contender)
         return median(values) if values else None
 
-    def ratio(self, against: Literal["floor", "peer", "bytes"]) -> float | None:
+    def ratio(self, against: Against) -> float | None:
         """Ours to the floor, or to the peer that ours does worst against; or ours alone."""
-        if against == "bytes":
+        if against in ("bytes", "seconds"):
             return self.typical("ours")
         if against == "floor":
             return self._ratio_to(self.floor)
@@ -274,6 +283,8 @@ def _value(line: Line, run: Run) -> float:
     match line.measure:
         case "p99":
             return quantiles(run.latencies, n=100, method="inclusive")[98]
+        case "longest":
+            return max(run.latencies)
         case "memory":
             return run.held
         case "time":

@@ -21,9 +21,18 @@ from litestar.channels import ChannelsPlugin
 from litestar.channels.backends.memory import MemoryChannelsBackend
 
 from benchmarks.files import TOPICS, file_of, id_at
-from benchmarks.harness import Contender, Line, Run, at_least, at_most, at_most_bytes
+from benchmarks.harness import (
+    Contender,
+    Line,
+    Run,
+    at_least,
+    at_most,
+    at_most_bytes,
+    at_most_seconds,
+)
 from benchmarks.held import held_by_a_tail
 from benchmarks.model import DATA
+from benchmarks.processes import append_side_by_side
 from codomyrmex.events.streaming import Event
 from codomyrmex.events.streaming.log import (
     EARLIEST,
@@ -37,6 +46,8 @@ from codomyrmex.events.streaming.log import (
 BATCH = 1000
 PAGE = 1000
 TASKS = 64
+PROCESSES = 4
+SHARED_BATCH = 100
 READERS = 100
 HISTORY = 1000
 
@@ -110,6 +121,17 @@ def count_rows(connection: sqlite3.Connection) -> int:
 
 
 # Appending.
+
+
+def appended_by(processes: int) -> Contender:
+    def append_to_one_file(run: Run) -> None:
+        with new_file() as path:
+            run.seconds, *run.latencies = append_side_by_side(
+                path, processes, run.units * PROCESSES, SHARED_BATCH
+            )
+        run.delivered = len(run.latencies) * SHARED_BATCH
+
+    return append_to_one_file
 
 
 async def bare_insert_of_batches(run: Run) -> None:
@@ -519,7 +541,24 @@ LINES = [
         units=500,
         quick_units=10,
     ),
-    # Here is the place for what several processes append to one file.
+    *(
+        Line(
+            name=f"log-processes-{name}",
+            work=f"log: {PROCESSES} processes append batches of {SHARED_BATCH}{what}",
+            floor=("1 process", appended_by(1)),
+            ours=appended_by(PROCESSES),
+            reach=(reach,),
+            measure=measure,
+            width=PROCESSES,
+            deliveries=PROCESSES * SHARED_BATCH,
+            units=units,
+            quick_units=2,
+        )
+        for name, what, measure, reach, units in (
+            ("rate", "", "rate", at_least(0.8, "floor"), 200),
+            ("wait", ", the longest wait", "longest", at_most_seconds(0.2), 200),
+        )
+    ),
     *(
         Line(
             name=f"log-memory-{size}",

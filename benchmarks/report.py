@@ -134,7 +134,7 @@ def _figure(result: Result, value: float | None) -> str:
         return "-"
     if result.measure == "memory":
         return f"{value / 1e6:.1f} MB"
-    if result.measure in ("p99", "time"):
+    if result.measure in ("p99", "longest", "time"):
         return f"{value * 1e3:.2f} ms" if value >= 1e-4 else f"{value * 1e6:.1f} µs"
     return f"{value / 1e6:.2f} M/s" if value >= 1e6 else f"{value / 1e3:.0f} k/s"
 

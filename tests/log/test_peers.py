@@ -24,6 +24,7 @@ import pytest
 from codomyrmex.events.streaming import LogUnusable
 from codomyrmex.events.streaming.log import EARLIEST, Retention, SQLiteLog, peers
 from codomyrmex.events.streaming.log.base import Change, Note
+from codomyrmex.events.streaming.log.followers import Followers
 from codomyrmex.events.streaming.log.peers import Peers
 from tests.conformance.test_logs import event, events, ids, read_all, take
 
@@ -153,8 +154,9 @@ class TestWaking:
     ) -> None:
         """Whether or not the bell has been heard by then."""
         await log.append(events("1"))
-        monkeypatch.setattr(log, "_heard", lambda is_lull: None)
         async with SQLiteLog(path) as other:
+            await other._open()
+            monkeypatch.setattr(log, "_followers", Followers())  # nobody hears the bell
             for number in range(2, 30):
                 await other.append(events(f"a/{number}"))
                 assert ids(await log.read(f"a/{number - 1}" if number > 2 else "1")) == [
@@ -196,7 +198,7 @@ class TestWaking:
             reading = asyncio.ensure_future(take(tail, 1))
             killed = start(
                 """
-                def say_last(self, position):
+                def say_last(self, position, bytes_until):
                     os.kill(os.getpid(), signal.SIGKILL)
                 peers.Peers.say_last = say_last
 

@@ -1,6 +1,6 @@
 """Who waits for what is appended to a log, found by topic."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from operator import itemgetter
 
@@ -46,13 +46,21 @@ class Follower:
 
 
 class Signal:
-    """Something that may have happened again. Set off from any thread."""
+    """Something that may have happened again. Set off from any thread.
 
-    __slots__ = ("_count", "_waiters")
+    Args:
+        awaited: called when somebody begins to wait for it.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, awaited: Callable[[], object] = lambda: None) -> None:
         self._count = 0
         self._waiters: Waiters = []
+        self._awaited = awaited
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for it."""
+        return bool(self._waiters)
 
     @property
     def count(self) -> int:
@@ -66,8 +74,13 @@ class Signal:
 
     async def wait(self, count: int) -> None:
         """Wait until it was set off more often than that."""
+
+        def is_there() -> bool:
+            self._awaited()  # asked once this one is among those who wait
+            return self._count != count
+
         while self._count == count:
-            await wait_until(self._waiters, lambda: self._count != count)
+            await wait_until(self._waiters, is_there)
 
 
 def notify_all(followers: Iterable[Follower]) -> None:

@@ -82,14 +82,13 @@ def _ignore_broken_pipes() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
 
 
-def _calls(method: "Callable[[bool], None]") -> "Callable[[bool], None]":
+def _calls(method: Callable[..., T]) -> Callable[..., T | None]:
     """What calls a method for as long as its object is there, and does not keep it."""
     reference = weakref.WeakMethod(method)
 
-    def call(is_lull: bool) -> None:
+    def call(*args: Any) -> T | None:
         bound = reference()
-        if bound is not None:
-            bound(is_lull)
+        return None if bound is None else bound(*args)
 
     return call
 
@@ -203,7 +202,7 @@ class SQLiteLog(Log):
         self._appended = 0
         self._repeated = 0
         self._trimmed = 0
-        self._notes_changed = Signal()
+        self._notes_changed = Signal(_calls(self._attend))
         self._changes = 0  # of notes, that are known of
         self._trace = (0, 0)
         self._trim_asked = False
@@ -276,6 +275,7 @@ class SQLiteLog(Log):
             peers.take_turn()
             file.prepare(self.durability)
             extent = file.extent()
+            until = file.bytes_until(extent.last)
         except BaseException:
             file.close()
             peers.leave()
@@ -284,6 +284,7 @@ class SQLiteLog(Log):
         with self._lock:
             self._all_files.append(file)
             self._set_extent(extent)
+            self._appended_bytes = until
             self._ring = Ring(self._last + 1)
             self._file = file
         weakref.finalize(self, peers.leave_soon)
@@ -292,13 +293,18 @@ class SQLiteLog(Log):
     def _set_extent(self, extent: Extent) -> None:
         """Remember what there is. The lock is held."""
         self._first, self._first_id, self._first_time, self._trimmed_bytes = extent[:4]
-        self._last, self._last_id, self._appended_bytes = extent[4:]
+        self._last, self._last_id = extent[4:]
 
     # Other processes.
 
     def _new_peers(self) -> Peers:
         age = self.retention.age
-        return Peers(self.path, _calls(self._heard), age and min(60.0, age / 10))
+        heard, attentive = _calls(self._heard), _calls(self._is_attentive)
+        return Peers(self.path, heard, attentive, age and min(60.0, age / 10))
+
+    def _is_attentive(self) -> bool:
+        """Whether anybody waits for what other processes do."""
+        return bool(self._followers) or self._notes_changed.is_awaited
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[SQLiteFile]:
@@ -314,28 +320,41 @@ class SQLiteLog(Log):
 
     def _catch_up(self, file: SQLiteFile) -> None:
         """Learn what other processes have written. In any thread but an event loop's."""
+        self._see_changes()
+        extent = file.extent()
+        if (extent.first, extent.last) == (self._first, self._last):
+            return
+        peers = self._peers
+        until = peers.bytes_until if peers.last == extent.last else file.bytes_until(extent.last)
+        # Where nobody waits for them, they need not be in memory.
+        is_awaited = len(self._followers) > 0
+        last = self._last
+        recent = max(last, extent.last - _RECENT)
+        records = file.page(recent, _RECENT) if is_awaited else []
+        with self._lock:
+            if extent.last < self._last:
+                return  # this process has written since
+            fresh = [each for each in records if self._last < each.position <= extent.last]
+            if not fresh and extent.last > self._last:
+                self._ring = Ring(extent.last + 1)
+            elif fresh and fresh[0].position > self._last + 1:
+                self._ring = Ring(fresh[0].position)
+            self._add_recent(fresh)
+            self._set_extent(extent)
+            self._appended_bytes = until
+            self._drop_trimmed()
+            # Some may have come while this was read, and of some there may be more than that.
+            is_all = is_awaited and recent == last
+            followers = self._followers.of(fresh) if is_all else list(self._followers)
+        notify_all(followers)
+
+    def _see_changes(self) -> None:
+        """Learn that other processes have changed notes."""
         changes = self._peers.changes
         if changes != self._changes:
             self._changes = changes
             self._kept_until = 0
             self._notes_changed.set_off()
-        if file.edges() == (self._first, self._last):
-            return
-        extent = file.extent()
-        records = file.page(max(self._last, extent.last - _RECENT), _RECENT)
-        followers: list[Follower] = []
-        with self._lock:
-            if extent.last < self._last:
-                return  # this process has written since
-            fresh = [each for each in records if self._last < each.position <= extent.last]
-            if fresh and fresh[0].position > self._last + 1:
-                self._ring = Ring(fresh[0].position)
-                followers = list(self._followers)
-            self._add_recent(fresh)
-            self._set_extent(extent)
-            self._drop_trimmed()
-            followers = followers or self._followers.of(fresh)
-        notify_all(followers)
 
     async def _be_up_to_date(self) -> None:
         """Know all that others have been told is stored, whichever process stored it."""
@@ -351,7 +370,7 @@ class SQLiteLog(Log):
             assert self._reading is not None
             if self._peers.changed:
                 self._writing.submit(self._peers.end_turn)
-            is_behind = self._peers.last > self._last or self._peers.changes != self._changes
+            is_behind = self._peers.last > self._last
             if is_lull:
                 # One that was killed after it wrote and before it could ring has left its trace.
                 trace = _trace(self.path)
@@ -360,8 +379,9 @@ class SQLiteLog(Log):
                 if self.retention.age is not None and not self._trim_asked:
                     self._trim_asked = True
                     self._writing.submit(self._trim_the_aged)
-            if is_behind:
+            if is_behind and self._followers:  # where nobody waits, whoever reads will look
                 self._reading.submit(self._with_file, self._catch_up)
+        self._see_changes()
 
     # Appending.
 
@@ -413,7 +433,7 @@ class SQLiteLog(Log):
         repeated = sum(len(stored) for _, stored, _ in answers if stored) - len(records)
         self._show(records, repeated=repeated)
         if records:
-            self._peers.say_last(self._last)
+            self._peers.say_last(self._last, self._appended_bytes)
         _resolve_all(answers)
         self._trim_some(file, 2 * len(records) + 100)
 
@@ -663,7 +683,12 @@ class SQLiteLog(Log):
         with self._lock:
             self._check_open()
             self._followers.add(follower)
+        self._attend()
         return follower
+
+    def _attend(self) -> None:
+        """Somebody waits for what other processes do."""
+        self._peers.attend()
 
     def _unfollow(self, follower: Follower) -> None:
         with self._lock:

@@ -104,9 +104,8 @@ class Extent(NamedTuple):
         first_id: id of the first record, which may have been kept from before that.
         first_time: when the record at `first` was taken.
         before: bytes of all records before that.
-        last: the position of the last record.
+        last: the position of the last record; the one before `first`, if there is none.
         last_id: its id.
-        until: bytes of all records with it.
     """
 
     first: int
@@ -115,7 +114,6 @@ class Extent(NamedTuple):
     before: int
     last: int
     last_id: str | None
-    until: int
 
 
 class SQLiteFile:
@@ -409,30 +407,22 @@ class SQLiteFile:
 
     def extent(self) -> Extent:
         """What there is."""
-        first, first_id = self._connection.execute(
-            "SELECT first, (SELECT id FROM records ORDER BY position LIMIT 1) FROM retained"
+        found = self._connection.execute(
+            "SELECT first, coalesce(time, 0), coalesce(before, 0),"
+            " (SELECT id FROM records ORDER BY position LIMIT 1),"
+            " (SELECT max(position) FROM records),"
+            " (SELECT id FROM records ORDER BY position DESC LIMIT 1)"
+            " FROM retained LEFT JOIN records ON position = first"
         ).fetchone()
-        begin, last = (
-            self._connection.execute(
-                f"SELECT {_COLUMNS}, before FROM records {where} LIMIT 1", given
-            ).fetchall()
-            for where, given in (
-                ("WHERE position >= ? ORDER BY position", (first,)),
-                ("ORDER BY position DESC", ()),
-            )
-        )
-        if not last:
-            return Extent(first, None, 0, 0, first - 1, None, 0)
-        one, other = self._records([*begin, *last])
-        until = last[0][-1] + other.size
-        return Extent(first, first_id, one.time, begin[0][-1], other.position, other.id, until)
+        first, first_time, before, first_id, last, last_id = found
+        return Extent(first, first_id, first_time, before, last or first - 1, last_id)
 
-    def edges(self) -> tuple[int, int]:
-        """From where on everything is there; and the position of the last record, 0: none."""
-        first, last = self._connection.execute(
-            "SELECT first, (SELECT max(position) FROM records) FROM retained"
-        ).fetchone()
-        return first, last or first - 1
+    def bytes_until(self, position: int) -> int:
+        """How many bytes all records up to one there is had, by `Record.size`."""
+        rows = self._connection.execute(
+            f"SELECT {_COLUMNS}, before FROM records WHERE position = ?", (position,)
+        ).fetchall()
+        return rows[0][-1] + self._records(rows)[0].size if rows else 0
 
     def _first(self) -> int:
         """From where on everything is there."""
