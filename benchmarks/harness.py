@@ -79,7 +79,7 @@ Against = Literal["floor", "peer", "bytes", "seconds"]
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What ours must reach: a multiple of the floor or of every peer, or so many bytes or seconds."""
+    """What ours must reach: a multiple of the floor or of every peer, or bytes, or seconds."""
 
     against: Against
     relation: Literal["≥", ">", "≤"]
