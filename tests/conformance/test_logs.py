@@ -795,6 +795,7 @@ class TestNotes:
             note = await log._change(Change(Note("lease", {}), expires=clock.now + 15_000_000))
             assert note is not None
             clock.pass_by(14)
+            await log.trim()
             assert await log._note("lease") == note
             clock.pass_by(1)
             assert (await log._note("lease")).revision == 0
@@ -859,6 +860,22 @@ class TestNotes:
             assert await read_all(log) == ["x/78", "x/79"]
             assert (await log.read("run/2", "run")).gap == Gap("run/2", "trimmed", None)
             assert (await log.read("run/3", "run")).gap is None
+
+    async def test_keep_what_has_other_topics_too(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=1)) as log:
+            note = await log._change(Change(Note("run", {}), keep=("run", 0)))
+            assert note is not None
+            await log.append([Record.of(event("1"), topics=["x", "run"]), *events("x/2", "y/3")])
+            await log.trim()
+            assert await read_all(log) == ["1", "y/3"]
+            assert await read_all(log, topics="x") == ["1"]
+            assert (await log.read(topics="x", after="1")).gap == Gap("1", "trimmed", None)
+            await log._change(Change(note, gone=True))
+            await log.trim()
+            assert await read_all(log) == ["y/3"]
+            # The last of the topic that has gone is the one that was published last.
+            assert (await log.locate("x/2", "x")).missed == 0
+            assert (await log.read("1", "x")).gap == Gap("1", "trimmed", None)
 
 
 class TestClosing:

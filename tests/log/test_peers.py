@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from codomyrmex.events.streaming import LogUnusable
-from codomyrmex.events.streaming.log import EARLIEST, Retention, SQLiteLog, peers
+from codomyrmex.events.streaming.log import EARLIEST, Retention, SQLiteLog, peers, sqlite
 from codomyrmex.events.streaming.log.base import Change, Note
 from codomyrmex.events.streaming.log.followers import Followers
 from codomyrmex.events.streaming.log.peers import Peers
@@ -469,6 +469,32 @@ class TestTheFilesBeside:
                 os.write(other, b"!" * 4096)
         await log.append(events("2"))
         deaf.signal(signal.SIGCONT)
+
+    async def test_a_bell_that_has_just_been_taken_down_is_nobodys(
+        self, path: Path, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "listdir", lambda path: ["1-gone"])
+        await log.append(events("1"))
+        assert await keeps_its_turn(log)
+
+    async def test_a_lull_without_retention_by_age_takes_nothing(self, path: Path) -> None:
+        async with SQLiteLog(path, Retention(count=5)) as log, SQLiteLog(path) as other:
+            await log.append(events("1"))
+            await other.append(events("2"))
+            listening = asyncio.Event()
+            loop, heard = asyncio.get_running_loop(), log._heard
+
+            def hear(is_lull: bool) -> None:
+                heard(is_lull)
+                if is_lull:
+                    loop.call_soon_threadsafe(listening.set)
+
+            log._peers._heard = hear
+            await listening.wait()
+            assert not log._trim_asked
+
+    def test_a_file_that_nobody_has_written_to_leaves_no_trace(self, path: Path) -> None:
+        assert sqlite._trace(path) == (0, 0)
 
     def test_one_that_never_came_leaves_nothing(self, path: Path) -> None:
         Peers(path, lambda is_lull: None).leave()

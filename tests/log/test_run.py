@@ -9,13 +9,14 @@ import textwrap
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from codomyrmex.events.streaming import (
     Event,
     LogFull,
+    LogUnusable,
     StreamClosed,
     TopicError,
     UnknownRun,
@@ -31,8 +32,9 @@ from codomyrmex.events.streaming.log import (
     RunStatus,
     SQLiteLog,
 )
-from codomyrmex.events.streaming.log.base import Change, Note
+from codomyrmex.events.streaming.log.base import Change, Note, Start
 from codomyrmex.events.streaming.testing import cancel_at_every_await, run
+from codomyrmex.events.streaming.topics import Selection
 from tests.conformance.test_logs import events, read_all
 
 PATIENCE = 30.0  # seconds of real time for what must happen soon
@@ -579,6 +581,61 @@ class TestProcessesThatEnd:
             reading = asyncio.create_task(read(stream, "answer"))
             assert await reading == ([0, 1, 2], "interrupted")
             assert (await run.wait()).state == "interrupted"
+
+    async def test_so_does_one_that_begins_another(self) -> None:
+        log = new_log()
+        async with LogStream(log) as stream:
+            first = await stream.run("answer", speak())
+            await first.wait()
+            note = await log._note("run:answer")
+            value = {**note.value, "state": "running", "expires": loop_clock() - 1}
+            await log._change(Change(Note(note.key, value, note.revision)))
+            async with LogStream(log) as other:
+                second = await other.run("answer", speak())
+                assert second.is_new
+                assert await text(aiter(second)) == (WORDS, "completed")
+            assert [each.id for each in await log.read(limit=100) if each.type == "stream.end"] == [
+                f"{first.id}.end",
+                f"{second.id}.end",
+            ]
+
+    async def test_two_who_find_it_tell_it_once(self) -> None:
+        class Slow(MemoryLog):
+            """The second who looks is told what was so before the first had done it."""
+
+            looked: ClassVar[list[Note]] = []
+
+            async def _note(self, key: str) -> Note:
+                note = await super()._note(key)
+                if self.looked:
+                    return self.looked.pop()
+                return note
+
+        log = Slow(clock=loop_clock)
+        dying = Crash(log)
+        await dying.run("answer", for_ever())
+        await dying.crash()
+        await asyncio.sleep(60)
+        before = await log._note("run:answer")
+        async with LogStream(log) as one:
+            await one._runs._interrupt("answer")
+            log.looked.append(before)
+            await one._runs._interrupt("answer")
+            assert len(await read_all(log)) == 2
+        await dying.aclose()
+
+    async def test_a_log_that_fails_is_told_of(self) -> None:
+        class Failing(MemoryLog):
+            async def _begin(self, after: str, selection: Selection) -> Start:
+                raise LogUnusable("events.db", "it is damaged")
+
+        log = Failing(clock=loop_clock)
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak())
+            assert repr(run) == f"Run(topic='answer', id={run.id!r})"
+            with pytest.raises(LogUnusable):
+                await read(stream, "answer", "cursor")
+            assert log.statistics().readers == 0
 
 
 class TestRetention:
