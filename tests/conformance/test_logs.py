@@ -532,6 +532,22 @@ class TestGaps:
             assert batch.gap.reason == "trimmed"
             assert batch.gap.missed in (3, None)
 
+    async def test_one_that_sleeps_for_an_hour_is_told_what_it_missed(
+        self, open_log: OpenLog
+    ) -> None:
+        loop, start = asyncio.get_running_loop(), 1_700_000_000_000_000
+        log = open_log(
+            retention=Retention(age=600), clock=lambda: start + int(loop.time() * 1_000_000)
+        )
+        async with log, aclosing(log.tail(EARLIEST, limit=1)) as tail:
+            await log.append(events("a/0"))
+            assert await take(tail, 1) == ["a/0"]
+            for minute in range(1, 61):  # while the reader does something else
+                await asyncio.sleep(60)
+                await log.append(events(f"a/{minute}"))
+                await log.trim()
+            assert await take(tail, 3) == [Gap("a/0", "trimmed", 50), "a/51", "a/52"]
+
     async def test_a_tail_that_retention_passes_is_told_so(self, open_log: OpenLog) -> None:
         async with open_log(retention=Retention(count=5)) as log:
             async with aclosing(log.tail(EARLIEST)) as tail:

@@ -4,6 +4,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import random
@@ -21,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from codomyrmex.events.streaming import LogUnusable
+from codomyrmex.events.streaming import LogFull, LogUnusable
 from codomyrmex.events.streaming.log import EARLIEST, Retention, SQLiteLog, peers, sqlite
 from codomyrmex.events.streaming.log.base import Change, Note
 from codomyrmex.events.streaming.log.followers import Followers
@@ -435,6 +436,18 @@ class TestTheFilesBeside:
             await log.append(events("3"))
         async with SQLiteLog(path) as log:
             assert await read_all(log) == ["1", "3"]
+
+    async def test_a_full_disk_is_said(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def mkfifo(name: Path) -> None:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        async with SQLiteLog(path) as log:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "mkfifo", mkfifo)
+                with pytest.raises(LogFull):
+                    await log.append(events("1"))
+            await log.append(events("2"))
+            assert await read_all(log) == ["2"]
 
     async def test_who_may_not_be_rung_is_there_nevertheless(
         self, path: Path, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch

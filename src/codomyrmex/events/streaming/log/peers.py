@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import LogUnusable
+from ..errors import LogFull, LogUnusable
 
 fcntl: Any
 try:
@@ -113,21 +113,25 @@ class Peers:
         """Come in, and have this process's bell heard.
 
         Raises:
-            LogUnusable: the files beside the log's cannot be made.
+            LogFull: there is no room for the files beside the log's.
+            LogUnusable: they cannot be made.
         """
         lock = f"{self._path}-lock"
         try:
             with open(lock, "a+b", 0) as file:
                 if os.fstat(file.fileno()).st_size < _SIZE:
-                    os.ftruncate(file.fileno(), _SIZE)
+                    # Written, for what is only mapped ends the process where the disk is full.
+                    file.write(bytes(_SIZE))
                 self._shared = memoryview(mmap.mmap(file.fileno(), _SIZE)).cast("Q")
             # Opened again: what is mapped has a copy of its descriptor, and would keep the lock.
             self._lock = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
+            self._check_room(error)
             raise LogUnusable(self._path, f"it cannot be written: {error}") from error
         try:
             self._hang_bell(Path(f"{self._path}-bells"))
-        except OSError:
+        except OSError as error:
+            self._check_room(error)
             return  # this file system has no FIFOs: it is one process at a time here
         self._listener = threading.Thread(
             target=self._listen, name="codomyrmex-streaming log bell", daemon=True
@@ -136,6 +140,10 @@ class Peers:
         self._shared[_GENERATION] = secrets.randbits(64)
         self._look_around()
         self._ring()  # whoever was alone has to let go of its turn
+
+    def _check_room(self, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LogFull(self._path) from error
 
     def _hang_bell(self, directory: Path) -> None:
         if fcntl is None:  # pragma: no cover - on Windows

@@ -6,6 +6,7 @@ event loop lets it. So a batch is written by as few statements as can be.
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, takewhile
@@ -91,6 +92,9 @@ _MORE_AT_ONCE: Final = (1000, 512, _AT_ONCE)
 """Numbers of more rows than that which go into one statement, descending."""
 
 _SCANNED_AT_ONCE: Final = 1000
+
+_LITTLE: Final = 65_536
+"""Bytes that are too few for a database to grow."""
 
 _KNOWN_TOPICS: Final = 100_000
 """Topics whose numbers are kept in memory."""
@@ -220,7 +224,9 @@ class SQLiteFile:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.Error as error:
-            if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+            text = str(error)
+            # Where it cannot grow what its processes share, it does not say that the disk is full.
+            if "is full" in text or ("I/O error" in text and _is_full(self.path.parent)):
                 raise LogFull(self.path) from error
             raise LogUnusable(self.path, _explain(error)) from error
 
@@ -687,6 +693,10 @@ def _pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def _fits(number: int) -> bool:
     """Whether so many rows go into one statement."""
     return number <= _AT_ONCE or number in _MORE_AT_ONCE
+
+
+def _is_full(directory: Path) -> bool:
+    return shutil.disk_usage(directory).free < _LITTLE
 
 
 def _explain(error: sqlite3.Error) -> str:
