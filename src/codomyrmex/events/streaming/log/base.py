@@ -518,9 +518,15 @@ class Reader:
         if last is not None:
             position, _ = await log._before_last(last, position, selection)
         if await log._end() - position > replay_limit:
+            begin = position
             position, skipped = await log._before_last(replay_limit, position, selection)
             if skipped != 0:
+                if gap is None and after != EARLIEST:
+                    missed = (await log._locate(after, selection)).missed
+                    gap = None if missed == 0 else Gap(after, "trimmed", missed)
                 gap = _joined(gap, Gap(after, "limit", skipped))
+            if position > begin:
+                self._told = position
         self._position, self._cursor, self._gap = position, after, gap
 
     def begin_at(self, start: Start, cursor: str | None = None) -> None:

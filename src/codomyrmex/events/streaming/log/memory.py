@@ -167,10 +167,15 @@ class MemoryLog(Log):
         trimmed = self._trim_kept() if self._kept_until <= self._clock() else 0
         trimmed += (count := ring.excess(keep.count or sys.maxsize, keep.bytes or sys.maxsize))
         if keep.age is not None:
-            since = self._clock() - int(keep.age * 1_000_000)
-            most = min(most, len(ring) - 1)
-            while count < most and ring.at(ring.first + count).time <= since:
-                count += 1
+            now = self._clock()
+            since = now - int(keep.age * 1_000_000)
+            # What comes before an aged one is as old, whatever the clock said when it came.
+            for ahead in range(count + 1, min(most, len(ring) - 1) + 1):
+                record = ring.at(ring.first + ahead - 1)
+                if record.time <= since:
+                    count = ahead
+                elif record.time <= now:
+                    break
         if not count:
             return trimmed
         gone = ring.drop(count)
@@ -259,27 +264,26 @@ class MemoryLog(Log):
         with self._lock:
             self._check_open()
             position, status = self._find(cursor)
-            missed = None if position is None else self._missed(position, selection)
+            gone = self._ring.first - 1
+            missed = None if position is None else self._missed(position, selection, gone)
             return Location(status, position, missed, *self._edges())
 
     async def _begin(self, after: str, selection: Selection) -> Start:
         with self._lock:
             self._check_open()
-            told = self._ring.first - 1
             position, _ = self._find(after)
-            if position is None:
-                return Start(self._before_all(), told, Gap(after, "unknown"))
-            missed = 0 if after == EARLIEST else self._missed(position, selection)
-            return Start(position, told, None if missed == 0 else Gap(after, "trimmed", missed))
-
-    def _before_all(self) -> int:
-        """The position before the first record, which may have been kept."""
-        return next(iter(self._kept), self._ring.first) - 1
+            if position is None or after == EARLIEST:
+                kept = self._kept_after(0, selection)[:1]
+                position = (kept[0].position if kept else self._ring.first) - 1
+                return Start(
+                    position, position, None if after == EARLIEST else Gap(after, "unknown")
+                )
+            return Start(position, position, None)
 
     def _find(self, cursor: str) -> tuple[int | None, Literal["found", "trimmed", "unknown"]]:
         """Where a cursor is, and whether what it names is still here."""
         if cursor == EARLIEST:
-            return self._before_all(), "found"
+            return next(iter(self._kept), self._ring.first) - 1, "found"
         if cursor == LATEST:
             return self._ring.last, "found"
         # First among what was trimmed: an id may be there and here, and who was there before has
@@ -300,13 +304,12 @@ class MemoryLog(Log):
         first = next(iter(self._kept.values()), None) or ring.at(ring.first)
         return first.id, ring.at(ring.last).id
 
-    def _missed(self, after: int, selection: Selection) -> int | None:
-        """How many selected records after a position were trimmed; None: some."""
-        last = self._ring.first - 1
-        if after >= last:
+    def _missed(self, after: int, selection: Selection, until: int) -> int | None:
+        """How many selected records between two positions were trimmed; None: some."""
+        if after >= until:
             return 0
         if selection.every:
-            return last - after - sum(position > after for position in self._kept)
+            return until - after - sum(after < position <= until for position in self._kept)
         if any(self._last_trimmed.get(topic, _NEVER)[0] > after for topic in selection.exact):
             return None
         if selection.patterns and any(
@@ -323,13 +326,16 @@ class MemoryLog(Log):
                 self._trim_some(_TRIMMED_AT_ONCE)
             ring = self._ring
             gone = ring.first - 1
-            missed = 0 if after >= gone else self._missed(max(after, told), selection)
-            told = max(told, gone)
             kept: list[Record] = []
+            missed: int | None = 0
             if after < gone:
                 kept = self._kept_after(after, selection)[:limit]
+                # Of what comes after this page, the next one tells.
+                until = kept[-1].position if len(kept) == limit else gone
+                missed = self._missed(max(after, told), selection, until)
+                told = max(told, until)
                 if len(kept) == limit:
-                    return Page(kept, kept[-1].position, kept[-1].id, False, missed, told)
+                    return Page(kept, until, kept[-1].id, False, missed, told)
                 after = gone
             found, reached = ring.page(after, selection, limit - len(kept))
             # Before the first only where nothing was ever appended: the last is never trimmed.

@@ -32,6 +32,9 @@ __all__ = ["Peers"]
 _PATIENCE: Final = 30.0
 """Seconds after which a process that does not end its turn is not waited for any more."""
 
+_LAST_PATIENCE: Final = 2.0
+"""Seconds for which it is waited for after that is unwanted."""
+
 _LULL: Final = 1.0
 """Seconds without a ring after which a process that has others beside it looks for itself: one may
 have been killed after it wrote and before it could ring."""
@@ -260,6 +263,8 @@ class Peers:
 
         threading.Thread(target=wait, name="codomyrmex-streaming log turn", daemon=True).start()
         wait_for([turn, self._unwanted], _PATIENCE, FIRST_COMPLETED)
+        if self._unwanted.done():
+            wait_for([turn], _LAST_PATIENCE)  # what is left to be written, is, if it can
         self._awaited = -1
         if turn.cancel():
             return False
@@ -269,7 +274,7 @@ class Peers:
         return True
 
     def wait_no_more(self) -> None:
-        """Have `take_turn` fail rather than wait, from now on. From any thread."""
+        """Have `take_turn` fail rather than wait for long, from now on. From any thread."""
         if not self._unwanted.done():
             self._unwanted.set_result(None)
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
@@ -445,13 +446,13 @@ class SQLiteFile:
             )
         )
 
-    def page_of(self, after: int, selection: Selection, limit: int, until: int, told: int) -> Page:
+    def page_of(self, after: int, selection: Selection, limit: int, last: int, told: int) -> Page:
         """Selected records after a position and up to another: as many as asked for, or all."""
-        question, given = self._question(after, selection, limit, until)
+        question, given = self._question(after, selection, limit, last)
         if question is None:
             with self._reading():
                 first = self._first()
-                records, reached = self._scan(after, selection, limit, until)
+                records, reached = self._scan(after, selection, limit, last)
         else:
             # The first position comes with each row: one question sees one state of the file.
             rows = self._connection.execute(
@@ -461,16 +462,19 @@ class SQLiteFile:
             ).fetchall()
             first = rows[0][-1] if rows else self._first()
             records = self._records(rows)
-            reached = records[-1].position if len(records) == limit else until
-        missed = self._missed(max(after, told), selection, first)
+            reached = records[-1].position if len(records) == limit else last
         if len(records) < limit:
             reached = max(reached, first - 1)
+        # Of what comes after this page, the next one tells.
+        until = min(first - 1, reached)
+        missed = self._missed(max(after, told), selection, until)
+        is_last = reached >= last
         if records and records[-1].position == reached:
             cursor: str | None = records[-1].id
         else:
             cursor = self._id_at(reached)
-        told = max(told, first - 1)
-        return Page(records, reached, cursor or EARLIEST, reached >= until, missed, told)
+        told = max(told, until)
+        return Page(records, reached, cursor or EARLIEST, is_last, missed, told)
 
     def _question(
         self, after: int, selection: Selection, limit: int, until: int
@@ -546,24 +550,31 @@ class SQLiteFile:
             position, is_there, first = self._find(cursor)
             if position is None:
                 return Location("unknown", None, None, extent.first_id, extent.last_id)
-            missed = self._missed(position, selection, first)
+            missed = self._missed(position, selection, first - 1)
             status: Any = "found" if is_there else "trimmed"
             return Location(status, position, missed, extent.first_id, extent.last_id)
 
     def begin(self, after: str, selection: Selection) -> Start:
-        """The place at which to read on after a cursor, and what is missing before that."""
+        """The place at which to read on after a cursor."""
         with self._reading():
             position, _, first = self._find(after)
-            if position is None:
-                return Start(self._before_all(first), first - 1, Gap(after, "unknown"))
-            missed = 0 if after == EARLIEST else self._missed(position, selection, first)
-        gap = None if missed == 0 else Gap(after, "trimmed", missed)
-        return Start(position, first - 1, gap)
+            if position is None or after == EARLIEST:
+                position = self._before_all(first, selection)
+                return Start(
+                    position, position, None if after == EARLIEST else Gap(after, "unknown")
+                )
+        return Start(position, position, None)
 
-    def _before_all(self, first: int) -> int:
-        """The position before the first record, which may have been kept."""
+    def _before_all(self, first: int, selection: Selection) -> int:
+        """The position before the first selected record, if that was kept; or before `first`."""
+        if self._first_of_all() >= first:
+            return first - 1
+        found, _ = self._scan(0, selection, 1, first - 1)
+        return found[0].position - 1 if found else first - 1
+
+    def _first_of_all(self) -> int:
         (found,) = self._connection.execute("SELECT min(position) FROM records").fetchone()
-        return (found or first) - 1
+        return found or sys.maxsize
 
     def _find(self, cursor: str) -> tuple[int | None, bool, int]:
         """The position of a cursor, whether what it names is there; and the first position."""
@@ -574,22 +585,22 @@ class SQLiteFile:
             (cursor,),
         ).fetchone()
         if cursor == EARLIEST:
-            return self._before_all(first), True, first
+            return min(self._first_of_all(), first) - 1, True, first
         # First among what was trimmed: an id may be there and here, and who was there before has
         # not got what is in between.
         if trimmed is not None or last_of_topic is not None:
             return trimmed or last_of_topic, False, first
         return there, True, first
 
-    def _missed(self, after: int, selection: Selection, first: int) -> int | None:
-        """How many selected records after a position were trimmed; None: some."""
-        if after >= first - 1:
+    def _missed(self, after: int, selection: Selection, until: int) -> int | None:
+        """How many selected records between two positions were trimmed; None: some."""
+        if after >= until:
             return 0
         if selection.every:
             (kept,) = self._connection.execute(
-                "SELECT count(*) FROM records WHERE position > ? AND position < ?", (after, first)
+                "SELECT count(*) FROM records WHERE position > ? AND position <= ?", (after, until)
             ).fetchone()
-            return first - 1 - after - int(kept)
+            return until - after - int(kept)
         for some in _pieces(selection.exact):
             if self._connection.execute(
                 f"SELECT 1 FROM topics WHERE name IN ({_marks(len(some))}) AND trimmed > {after:d}",
