@@ -7,6 +7,7 @@ event loop lets it. So a batch is written by as few statements as can be.
 import contextlib
 import json
 import sqlite3
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
@@ -536,6 +537,30 @@ class SQLiteFile:
             missed = 0 if after == EARLIEST else self._missed(position, selection, first)
         gap = None if missed == 0 else Gap(after, "trimmed", missed)
         return Start(position, first - 1, gap)
+
+    def cursor_at(self, time: int) -> str:
+        """The cursor before the first record that was taken at or after a time."""
+        run = self._connection.execute
+
+        def taken(position: int) -> int:
+            """When the first record from this position on was; there may be holes."""
+            (found,) = run(
+                "SELECT time FROM records WHERE position >= ? ORDER BY position LIMIT 1",
+                (position,),
+            ).fetchone()
+            return int(found)
+
+        with self._reading():
+            first, last = run("SELECT min(position), max(position) FROM records").fetchone()
+            if first is None:
+                return EARLIEST
+            # No index by time: some twenty questions are asked of a million records.
+            position = first + bisect_left(range(first, last + 1), time, key=taken)
+            before = run(
+                "SELECT id FROM records WHERE position < ? ORDER BY position DESC LIMIT 1",
+                (position,),
+            ).fetchone()
+            return EARLIEST if before is None else str(before[0])
 
     def _before_all(self, first: int) -> int:
         """The position before the first record, which may have been kept."""
