@@ -1,7 +1,7 @@
 """`Lease`: one holder at a time, for as long as it renews what it has."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -202,9 +202,11 @@ class TestAppending:
         """Its note is another one then: what an append was guarded by is superseded."""
 
         class Log(MemoryLog):
-            async def _append(self, *args: Any) -> list[Record]:
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
                 await asyncio.sleep(1)
-                return await super()._append(*args)
+                return await super()._append(drafts, guard)
 
         async with Log(clock=LoopClock()) as log:
             lease = await take(log)
@@ -291,15 +293,15 @@ class TestCancelling:
 
     async def test_again_and_again_does_not_stop_what_was_begun(self) -> None:
         class Log(MemoryLog):
-            slow: Callable[[], Any] = staticmethod(lambda: asyncio.sleep(0))
+            seconds = 0.0
 
             async def _change(self, change: Change) -> Note | None:
-                await self.slow()
+                await asyncio.sleep(self.seconds)
                 return await super()._change(change)
 
         async with Log(clock=LoopClock()) as log:
             lease = await take(log)
-            Log.slow = staticmethod(lambda: asyncio.sleep(3))
+            log.seconds = 3.0
             leaving = asyncio.create_task(lease.let_go())
             for _ in range(2):
                 await asyncio.sleep(1)
@@ -307,6 +309,23 @@ class TestCancelling:
             await asyncio.wait([leaving])
             assert leaving.cancelled()
             assert seconds_left(await log._note("lease"), log._now()) == 0
+
+    async def test_of_all_tasks_leaves_it_to_end_by_itself(self) -> None:
+        """As a loop does that ends."""
+
+        class Log(MemoryLog):
+            async def _change(self, change: Change) -> Note | None:
+                await asyncio.sleep(1)
+                return await super()._change(change)
+
+        async with Log(clock=LoopClock()) as log:
+            taking = asyncio.create_task(take(log))
+            await asyncio.sleep(0.5)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.wait([taking])
+            assert taking.cancelled()
+            assert (await log._note("lease")).revision == 0
 
     async def test_an_error_gives_way_to_it(self) -> None:
         class Log(MemoryLog):
