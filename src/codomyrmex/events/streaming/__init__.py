@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .async_stream import AsyncStream, BatchingStream, WebSocketStream
 from .errors import (
     AlreadyConsumed,
+    ConsumerInUse,
     DecodeError,
     EncodeError,
     EventError,
@@ -42,6 +43,7 @@ __all__ = [
     "AlreadyConsumed",
     "AsyncStream",
     "BatchingStream",
+    "ConsumerInUse",
     "DecodeError",
     "EncodeError",
     "Event",
