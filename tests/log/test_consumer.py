@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from codomyrmex.events.streaming import (
     ConsumerInUse,
     Event,
+    LogFull,
     StreamClosed,
     TopicError,
     create_event,
@@ -35,7 +37,7 @@ from codomyrmex.events.streaming.log import (
 from codomyrmex.events.streaming.log import (
     consumer as consumer_module,
 )
-from codomyrmex.events.streaming.log.base import Note
+from codomyrmex.events.streaming.log.base import Change, Note
 from codomyrmex.events.streaming.log.lease import LEASE
 from codomyrmex.events.streaming.testing import cancel_at_every_await
 from tests.conformance.test_logs import event, events, ids, read_all
@@ -540,9 +542,28 @@ class TestHolding:
             assert await all_of(consumer) == []
         await stream.aclose()
 
-    async def test_a_stream_that_is_closed_meanwhile_is_not_consumed(
-        self, open_log: OpenLog
-    ) -> None:
+    async def test_a_lease_that_cannot_be_let_go_is_in_nobodys_way(self) -> None:
+        class Full(MemoryLog):
+            full = False
+
+            async def _change(self, change: Change) -> Note | None:
+                if self.full:
+                    raise LogFull("somewhere")
+                return await super()._change(change)
+
+        async with Full(clock=LoopClock()) as log:
+            stream = LogStream(log)
+            async with stream.consumer("c"):
+                log.full = True
+                await stream.aclose()
+                log.full = False
+            with pytest.raises(ConsumerInUse):
+                await LogStream(log).consumer("c").__aenter__()
+            await asyncio.sleep(LEASE)
+            async with LogStream(log).consumer("c"):
+                pass
+
+    async def test_a_stream_that_is_closed_meanwhile_is_not_consumed(self) -> None:
         class Slow(MemoryLog):
             async def _end(self) -> int:
                 await asyncio.sleep(1)
@@ -655,8 +676,7 @@ class TestReset:
         log = MemoryLog(clock=LoopClock())
         stream = LogStream(log)
         await log.append(events("1", "2"))
-        clock_stops = stream.consumer("c")
-        async with clock_stops as consumer:
+        async with stream.consumer("c") as consumer:
             await take(consumer, 1)
             await stream.aclose()
             with pytest.raises(StreamClosed):
@@ -872,6 +892,18 @@ class TestRun:
             await run_for(1, consumer, Handler())
             assert await handled(stream) == []
 
+    async def test_but_what_is_given_up_at_once(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("a/1", "a/2", "a/3"))
+            consumer = stream.consumer("c", "a", commit_every=100)
+            handler = Handler(**{"a/2": 99})
+            running = asyncio.create_task(consumer.run(handler, retries=0, dead_letter="dead"))
+            await asyncio.sleep(1)
+            assert handler.got == ["a/1", "a/2", "a/3"]
+            assert (await consumer.lag()).events == 1
+            running.cancel()
+            await asyncio.wait([running])
+
     @pytest.mark.parametrize(("retries", "expected"), [(0, ["2"]), (1, ["1", "2"])])
     async def test_who_did_not_let_go_is_taken_to_have_been_killed_by_the_first_event(
         self, open_log: OpenLog, retries: int, expected: list[str]
@@ -902,20 +934,20 @@ class TestRun:
         clock = LoopClock()
         async with open_log(clock=clock) as log, LogStream(log) as stream:
             await log.append(events("1"))
-            for number in range(3):
-                hangs = asyncio.create_task(
-                    stream.consumer("c").run(lambda event: asyncio.sleep(1e9), retries=0)
+            hang: list[asyncio.Task[None]] = []
+            for _ in range(3):
+                consumer = stream.consumer("c")
+                hang.append(
+                    asyncio.create_task(consumer.run(lambda event: asyncio.sleep(1e9), retries=0))
                 )
                 await asyncio.sleep(1)
                 clock.set_by += 2 * LEASE
-                async with stream.consumer("other"):
-                    pass
-                hangs.cancel()
-                await asyncio.wait([hangs])
-                assert number < 3
             handler = Handler()
             await run_for(1, stream.consumer("c"), handler, retries=0)
             assert handler.got == ["1"]
+            for each in hang:
+                each.cancel()
+            await asyncio.wait(hang)
 
     async def test_after_a_crash_they_are_committed_one_by_one_to_blame_the_right_one(
         self, open_log: OpenLog
@@ -957,12 +989,12 @@ class TestRun:
         async with open_log() as log:
             stream = LogStream(log)
             await log.append(events("1"))
-            running = asyncio.create_task(
-                stream.consumer("c").run(Handler(**{"1": 9}), backoff=60.0)
-            )
+            handler = Handler(**{"1": 9})
+            running = asyncio.create_task(stream.consumer("c").run(handler, backoff=60.0))
             await asyncio.sleep(1)
             await stream.aclose()
             await running
+            assert handler.got == ["1"]
             assert asyncio.get_running_loop().time() == pytest.approx(1)
 
     async def test_ends_in_a_block_too_when_the_stream_is_closed(self, open_log: OpenLog) -> None:
@@ -1068,6 +1100,20 @@ class TestCancelling:
 
         assert cancel_at_every_await(scenario, check=lambda: is_free(logs[-1])) >= 5
 
+    def test_of_a_reset_leaves_it_in_one_place(self, open_log: OpenLog) -> None:
+        async def scenario() -> None:
+            async with open_log() as log, LogStream(log) as stream:
+                await log.append(events("1", "2", "3", "4"))
+                async with stream.consumer("c") as consumer:
+                    await take(consumer, 3)
+                    await consumer.commit("2")
+                    with suppress(asyncio.CancelledError):
+                        await consumer.reset(EARLIEST)
+                    lag = await consumer.lag()
+                    assert (lag.events, await take(consumer, 1)) in ((2, ["4"]), (4, ["1"]))
+
+        assert cancel_at_every_await(scenario) >= 4
+
     def test_of_one_that_runs(self, open_log: OpenLog) -> None:
         logs: list[Log] = []
 
@@ -1141,6 +1187,7 @@ class TestProcesses:
             holder = start(
                 """
                 async def main():
+                    stream = LogStream(log, lease=1.0)
                     async with stream.consumer("c") as consumer:
                         await consumer.commit(await anext(consumer))
                         say("held")
@@ -1148,7 +1195,7 @@ class TestProcesses:
                 """
             )
             assert await holder.line() == "held"
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)  # longer than a lease that is not renewed
             with pytest.raises(ConsumerInUse):
                 await stream.consumer("c").__aenter__()
             holder.signal(signal.SIGKILL)

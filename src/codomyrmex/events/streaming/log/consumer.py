@@ -16,7 +16,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from ..errors import ConsumerInUse, StreamClosed, shown
+from ..errors import ConsumerInUse, StreamClosed, StreamingError, shown
 from ..models import Event, Handler
 from ..streams.tasks import to_the_end
 from ..topics import Selection, TopicFilter
@@ -183,7 +183,7 @@ class Consumer:
         """The stream is closed: yield no more, and let others go on."""
         assert self._lease is not None
         self._end_reading()
-        with suppress(StreamClosed):
+        with suppress(StreamingError):  # then it ends by itself
             await self._lease.let_go()
 
     def _end_reading(self) -> None:
