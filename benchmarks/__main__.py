@@ -6,15 +6,18 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import batching, consumers, fanout, model, pipeline, report, threads, topics
+from benchmarks import batching, consumers, fanout, log, model, pipeline, report, threads, topics
 from benchmarks.harness import Line, Result, compare, prepare
 from benchmarks.without import compare_without
 
 LINES: list[Line] = [
     line
-    for family in (model, fanout, consumers, batching, pipeline, threads, topics)
+    for family in (model, fanout, consumers, batching, pipeline, threads, topics, log)
     for line in family.LINES
 ]
+
+MANY = 10_000_000
+MANY_IN_QUICK = 100_000
 
 
 def arguments() -> argparse.Namespace:
@@ -30,6 +33,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=7, help="runs of each contender (default: 7)")
     parser.add_argument("--quick", action="store_true", help="two rounds of very little work")
+    parser.add_argument(
+        "--events",
+        type=int,
+        help=f"how many a file of many has (default: {MANY:,}, for which there are 2 GB on the disk"
+        " meanwhile, and it takes a minute to write them)",
+    )
     parser.add_argument("--core", type=int, help="the core to run on (default: the last)")
     parser.add_argument("--details", action="store_true", help="also show every contender")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write every figure to FILE")
@@ -37,13 +46,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(names: list[str] | None) -> list[Line]:
+def chosen(lines: list[Line], names: list[str] | None) -> list[Line]:
     if not names:
-        return LINES
+        return lines
     for name in names:
-        if not any(goes_by(line, name) for line in LINES):
+        if not any(goes_by(line, name) for line in lines):
             sys.exit(f"no line of work is called {name}; see --list")
-    return [line for line in LINES if any(goes_by(line, name) for name in names)]
+    return [line for line in lines if any(goes_by(line, name) for name in names)]
 
 
 def goes_by(line: Line, name: str) -> bool:
@@ -52,13 +61,15 @@ def goes_by(line: Line, name: str) -> bool:
 
 def main() -> int:
     options = arguments()
+    events = options.events or (MANY_IN_QUICK if options.quick else MANY)
+    lines = LINES + log.lines_of_many(events)
     if options.list:
-        for line in LINES:
+        for line in lines:
             print(f"{line.name:18} {line.work}")
         return 0
 
     started = time.perf_counter()
-    lines = chosen(options.only)
+    lines = chosen(lines, options.only)
     rounds = 2 if options.quick else options.rounds
     core = prepare(options.core)
     machine = report.machine(core)

@@ -42,6 +42,7 @@ class Run:
     seconds: float = 0.0
     delivered: int = 0
     latencies: list[float] = field(default_factory=list)
+    held: int = 0
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -55,19 +56,40 @@ class Run:
         yield
         self.seconds = stopwatch.seconds()
 
+    @contextmanager
+    def timed_with_waiting(self) -> Iterator[None]:
+        """By the clock on the wall: what waits for the disk or for another thread counts.
+
+        Garbage is collected once more, so that no one is charged for looking through what has been
+        prepared for the run.
+        """
+        gc.collect()
+        start = time.perf_counter()
+        yield
+        self.seconds = time.perf_counter() - start
+
 
 Contender = Callable[[Run], Awaitable[None] | None]
 
 
+Measure = Literal["rate", "time", "p99", "longest", "memory"]
+
+Against = Literal["floor", "peer", "bytes", "seconds"]
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What ours must reach: a multiple of the floor, or of every peer."""
+    """What ours must reach: a multiple of the floor or of every peer, or bytes, or seconds."""
 
-    against: Literal["floor", "peer"]
+    against: Against
     relation: Literal["≥", ">", "≤"]
     times: float
 
     def __str__(self) -> str:
+        if self.against == "bytes":
+            return f"{self.relation} {self.times / 1e6:g} MB"
+        if self.against == "seconds":
+            return f"{self.relation} {self.times * 1e3:g} ms"
         return f"{self.relation} {self.times:g} x {self.against}"
 
     def met(self, ratio: float) -> bool:
@@ -92,12 +114,23 @@ def at_most(times: float, against: Literal["floor", "peer"]) -> Reach:
     return Reach(against, "≤", times)
 
 
+def at_most_bytes(number: int) -> Reach:
+    return Reach("bytes", "≤", number)
+
+
+def at_most_seconds(number: float) -> Reach:
+    return Reach("seconds", "≤", number)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One line of work: who does it, how much of it, and what ours must reach.
 
     `width` is the number of handlers, consumers or threads. A unit of work makes `deliveries`
     deliveries. `units` fixes the size of a run; without it, runs are sized to `RUN_SECONDS`.
+    `rounds` is for what takes long: so many at most. What is measured is a rate of deliveries, the
+    time for one of them, the 99th percentile or the longest of the latencies that the run took
+    down, or the memory that it held.
     `without` names modules that nobody may import. A line without a reach is there to inform.
     """
 
@@ -107,7 +140,8 @@ class Line:
     peers: Mapping[str, Contender] = field(default_factory=dict)
     ours: Contender
     reach: tuple[Reach, ...] = ()
-    measure: Literal["rate", "p99"] = "rate"
+    measure: Measure = "rate"
+    rounds: int | None = None
     width: int = 1
     deliveries: int = 1
     units: int | None = None
@@ -125,7 +159,7 @@ class Result:
 
     name: str
     work: str
-    measure: str
+    measure: Measure
     floor: str
     peers: list[str]
     reach: list[Reach]
@@ -137,17 +171,19 @@ class Result:
         values = self.values.get(contender)
         return median(values) if values else None
 
-    def ratio(self, against: Literal["floor", "peer"]) -> float | None:
-        """Ours to the floor, or to the peer that ours does worst against."""
+    def ratio(self, against: Against) -> float | None:
+        """Ours to the floor, or to the peer that ours does worst against; or ours alone."""
+        if against in ("bytes", "seconds"):
+            return self.typical("ours")
         if against == "floor":
             return self._ratio_to(self.floor)
         ratios = [ratio for peer in self.peers if (ratio := self._ratio_to(peer)) is not None]
-        worst = max if self.measure == "p99" else min
+        worst = min if self.measure == "rate" else max
         return worst(ratios) if ratios else None
 
     def best_peer(self) -> str | None:
         ranked = [peer for peer in self.peers if self.values.get(peer)]
-        best = min if self.measure == "p99" else max
+        best = max if self.measure == "rate" else min
         return best(ranked, key=lambda peer: median(self.values[peer])) if ranked else None
 
     def met(self) -> bool | None:
@@ -188,6 +224,7 @@ def compare(line: Line, rounds: int, *, quick: bool = False) -> Result:
         line.name, line.work, line.measure, line.floor[0], list(line.peers), list(line.reach)
     )
     units: dict[str, int] = {}
+    rounds = min(rounds, line.rounds or rounds)
     for turn in range(1 + rounds):
         for name, contender in line.contenders().items():
             if name in result.failures:
@@ -230,6 +267,8 @@ async def _within_deadline(work: Awaitable[None]) -> None:
 def _fitting_units(line: Line, contender: Contender) -> int:
     """Warm the contender up, and find how much work it does in `RUN_SECONDS`."""
     units = line.units or line.quick_units
+    if line.rounds == 1:
+        return units  # what is done once is not warmed up
     while True:
         seconds = _run(line, contender, units).seconds
         if line.units:
@@ -241,6 +280,14 @@ def _fitting_units(line: Line, contender: Contender) -> int:
 
 
 def _value(line: Line, run: Run) -> float:
-    if line.measure == "p99":
-        return quantiles(run.latencies, n=100, method="inclusive")[98]
-    return run.delivered / run.seconds
+    match line.measure:
+        case "p99":
+            return quantiles(run.latencies, n=100, method="inclusive")[98]
+        case "longest":
+            return max(run.latencies)
+        case "memory":
+            return run.held
+        case "time":
+            return run.seconds / run.delivered
+        case "rate":
+            return run.delivered / run.seconds

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
@@ -30,10 +31,11 @@ PEERS = (
 COLUMNS = ("work", "plain Python", "best peer", "ours", "to floor", "to peer", "reach", "")
 
 CAPTION = """\
-Deliveries per second, or the time from publish until the last consumer has the event. Plain Python
-is the floor: the least one could write by hand for this one purpose. `to floor` and `to peer` are
-ours divided by theirs, the median over the rounds: more is better for a rate, less for a time. `to
-peer` is taken against the peer that ours does worst against."""
+Deliveries per second; or a time, such as that from publish until the last consumer has the event;
+or memory. Plain Python is the floor: the least one could write by hand for this one purpose. `to
+floor` and `to peer` are ours divided by theirs, the median over the rounds: more is better for a
+rate, less for a time and for memory. `to peer` is taken against the peer that ours does worst
+against."""
 
 
 def machine(core: int | None) -> dict[str, str]:
@@ -42,7 +44,8 @@ def machine(core: int | None) -> dict[str, str]:
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores, {where}",
         "system": f"{platform.system()} {platform.release()}, load {os.getloadavg()[0]:.1f}",
-        "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
+        "interpreter": f"{platform.python_implementation()} {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}",
         "peers": peers,
     }
 
@@ -129,7 +132,9 @@ def _cell(result: Result, contender: str) -> str:
 def _figure(result: Result, value: float | None) -> str:
     if value is None:
         return "-"
-    if result.measure == "p99":
+    if result.measure == "memory":
+        return f"{value / 1e6:.1f} MB"
+    if result.measure in ("p99", "longest", "time"):
         return f"{value * 1e3:.2f} ms" if value >= 1e-4 else f"{value * 1e6:.1f} µs"
     return f"{value / 1e6:.2f} M/s" if value >= 1e6 else f"{value / 1e3:.0f} k/s"
 

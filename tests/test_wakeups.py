@@ -90,6 +90,24 @@ async def test_wake_all_lets_all_in_that_wait_now() -> None:
     assert door.entered == ["first", "second", "third"]
 
 
+async def test_wake_all_calls_another_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door()
+    tasks = await door.everyone("first", "second", "third")
+    tasks[1].cancel()  # it stands there still
+    door.open = True
+    calls = []
+    monkeypatch.setattr(
+        asyncio.get_running_loop(), "call_soon_threadsafe", lambda *call: calls.append(call)
+    )
+    thread = threading.Thread(target=wake_all, args=(door.waiters,))
+    thread.start()
+    thread.join()
+    ((resolve_them, futures),) = calls
+    resolve_them(futures)
+    await asyncio.gather(tasks[0], tasks[2])
+    assert door.entered == ["first", "third"]
+
+
 async def test_who_is_woken_for_nothing_waits_again() -> None:
     door = Door()
     (task,) = await door.everyone("only")
@@ -231,9 +249,10 @@ class _Snatched(list["asyncio.Future[None]"]):
 
 
 async def test_a_waiter_that_another_thread_has_just_woken_is_not_missed() -> None:
-    waiters = _Snatched([asyncio.get_running_loop().create_future()])
-    wake(waiters)
-    assert not waiters
+    for wake_some in (wake, wake_all):
+        waiters = _Snatched([asyncio.get_running_loop().create_future()])
+        wake_some(waiters)
+        assert not waiters
 
 
 @pytest.mark.real_time

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
@@ -532,6 +533,22 @@ class TestGaps:
             assert batch.gap.reason == "trimmed"
             assert batch.gap.missed in (3, None)
 
+    async def test_one_that_sleeps_for_an_hour_is_told_what_it_missed(
+        self, open_log: OpenLog
+    ) -> None:
+        loop, start = asyncio.get_running_loop(), 1_700_000_000_000_000
+        log = open_log(
+            retention=Retention(age=600), clock=lambda: start + int(loop.time() * 1_000_000)
+        )
+        async with log, aclosing(log.tail(EARLIEST, limit=1)) as tail:
+            await log.append(events("a/0"))
+            assert await take(tail, 1) == ["a/0"]
+            for minute in range(1, 61):  # while the reader does something else
+                await asyncio.sleep(60)
+                await log.append(events(f"a/{minute}"))
+                await log.trim()
+            assert await take(tail, 3) == [Gap("a/0", "trimmed", 50), "a/51", "a/52"]
+
     async def test_a_tail_that_retention_passes_is_told_so(self, open_log: OpenLog) -> None:
         async with open_log(retention=Retention(count=5)) as log:
             async with aclosing(log.tail(EARLIEST)) as tail:
@@ -671,6 +688,12 @@ class TestTailing:
                 await log.append(events("b/2", "a/3"))
                 assert await reading == ["b/2", "a/3"]
                 assert await reading_a == ["a/3"]
+
+    async def test_keeps_nothing_of_what_it_gave(self, open_log: OpenLog) -> None:
+        async with open_log() as log, aclosing(log.tail(EARLIEST)) as tail:
+            await log.append(events("1"))
+            batch = await anext(tail)
+            assert sys.getrefcount(batch) <= 2  # ours, and that of the call
 
     async def test_is_of_what_comes_where_nothing_else_is_said(self, open_log: OpenLog) -> None:
         async with open_log() as log:
@@ -864,6 +887,7 @@ class TestNotes:
             note = await log._change(Change(Note("lease", {}), expires=clock.now + 15_000_000))
             assert note is not None
             clock.pass_by(14)
+            await log.trim()
             assert await log._note("lease") == note
             clock.pass_by(1)
             assert (await log._note("lease")).revision == 0
@@ -928,6 +952,22 @@ class TestNotes:
             assert await read_all(log) == ["x/78", "x/79"]
             assert (await log.read("run/2", "run")).gap == Gap("run/2", "trimmed", None)
             assert (await log.read("run/3", "run")).gap is None
+
+    async def test_keep_what_has_other_topics_too(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=1)) as log:
+            note = await log._change(Change(Note("run", {}), keep=("run", 0)))
+            assert note is not None
+            await log.append([Record.of(event("1"), topics=["x", "run"]), *events("x/2", "y/3")])
+            await log.trim()
+            assert await read_all(log) == ["1", "y/3"]
+            assert await read_all(log, topics="x") == ["1"]
+            assert (await log.read(topics="x", after="1")).gap == Gap("1", "trimmed", None)
+            await log._change(Change(note, gone=True))
+            await log.trim()
+            assert await read_all(log) == ["y/3"]
+            # The last of the topic that has gone is the one that was published last.
+            assert (await log.locate("x/2", "x")).missed == 0
+            assert (await log.read("1", "x")).gap == Gap("1", "trimmed", None)
 
 
 class TestClosing:

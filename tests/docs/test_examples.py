@@ -1,6 +1,7 @@
 """Every example in the documentation runs, and prints what the documentation says it prints."""
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,22 @@ def test_example_prints_what_is_said(code: str, output: str | None) -> None:
     # A stream may log that it lost something; nothing may warn, leak or be left unawaited.
     assert not re.search("Traceback|Warning|Error|never", finished.stderr), finished.stderr
     assert finished.stdout == (output or "")
+
+
+@pytest.mark.timeout(120)
+def test_the_answer_is_whole_though_the_server_was_killed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "resumable_answer.py"), "--port", str(port)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "The reader has the whole text." in finished.stdout
+    assert "'state': 'interrupted'" in finished.stdout
 
 
 def test_there_are_examples() -> None:

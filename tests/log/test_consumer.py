@@ -612,6 +612,14 @@ class TestLag:
             await log.trim()
             assert (await stream.consumer("c").lag()).events == 3
 
+    async def test_counts_what_is_kept_besides(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=2)) as log, LogStream(log) as stream:
+            await log._change(Change(Note("run", {}), keep=("run", 0)))
+            await log.append(events("run/1", "run/2", "x/1", "x/2", "x/3"))
+            await log.trim()
+            assert (await stream.consumer("c", "*").lag()).events == 4
+            assert (await stream.consumer("c", "run").lag()).events == 2
+
     async def test_is_no_less_than_nothing_where_the_clock_was_set_back(
         self, open_log: OpenLog
     ) -> None:

@@ -101,8 +101,10 @@ class TestHolding:
         await asyncio.sleep(3601)
         await kill(lease)  # it was renewed a second ago
         await asyncio.sleep(DURATION + 58)
+        await log.trim()
         assert await read_all(log, topics="kept") == ["kept/1"]
         await asyncio.sleep(1)
+        await log.trim()
         assert await read_all(log, topics="kept") == []
 
 
@@ -135,13 +137,15 @@ class TestLosing:
     async def test_who_was_slow_finds_out_and_can_write_and_append_no_more(self) -> None:
         losses: list[str] = []
         async with MemoryLog(clock=LoopClock()) as log:
-            slow = [await take(log, on_loss=lambda: losses.append("lost"))]
+            slow = [await take(log)]
             await kill(slow[0])
             await asyncio.sleep(DURATION)
-            slow.append(await take(log, on_loss=lambda: losses.append("lost")))
+            slow.append(await take(log))
             await kill(slow[1])
             await asyncio.sleep(DURATION)
             lease = await take(log)
+            for each in slow:
+                each.on_loss = lambda: losses.append("lost")
             with pytest.raises(LeaseLost):
                 await slow[0].append(drafts("1"))
             with pytest.raises(LeaseLost):
@@ -159,7 +163,8 @@ class TestLosing:
     async def test_it_is_found_out_by_renewing_too(self) -> None:
         lost = asyncio.Event()
         async with MemoryLog(clock=LoopClock()) as log:
-            lease = await take(log, on_loss=lost.set)
+            lease = await take(log)
+            lease.on_loss = lost.set
             await log._change(Change(Note("lease", {}, (await log._note("lease")).revision)))
             await asyncio.sleep(DURATION / 2)
             assert lost.is_set()

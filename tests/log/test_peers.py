@@ -4,6 +4,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import random
@@ -21,9 +22,10 @@ from typing import Any
 
 import pytest
 
-from codomyrmex.events.streaming import LogUnusable
-from codomyrmex.events.streaming.log import EARLIEST, Retention, SQLiteLog, peers
+from codomyrmex.events.streaming import LogFull, LogUnusable
+from codomyrmex.events.streaming.log import EARLIEST, Retention, SQLiteLog, peers, sqlite
 from codomyrmex.events.streaming.log.base import Change, Note
+from codomyrmex.events.streaming.log.followers import Followers
 from codomyrmex.events.streaming.log.peers import Peers
 from tests.conformance.test_logs import event, events, ids, read_all, take
 
@@ -153,8 +155,9 @@ class TestWaking:
     ) -> None:
         """Whether or not the bell has been heard by then."""
         await log.append(events("1"))
-        monkeypatch.setattr(log, "_heard", lambda is_lull: None)
         async with SQLiteLog(path) as other:
+            await other._open()
+            monkeypatch.setattr(log, "_followers", Followers())  # nobody hears the bell
             for number in range(2, 30):
                 await other.append(events(f"a/{number}"))
                 assert ids(await log.read(f"a/{number - 1}" if number > 2 else "1")) == [
@@ -196,7 +199,7 @@ class TestWaking:
             reading = asyncio.ensure_future(take(tail, 1))
             killed = start(
                 """
-                def say_last(self, position):
+                def say_last(self, position, bytes_until):
                     os.kill(os.getpid(), signal.SIGKILL)
                 peers.Peers.say_last = say_last
 
@@ -434,6 +437,18 @@ class TestTheFilesBeside:
         async with SQLiteLog(path) as log:
             assert await read_all(log) == ["1", "3"]
 
+    async def test_a_full_disk_is_said(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def mkfifo(name: Path) -> None:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        async with SQLiteLog(path) as log:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "mkfifo", mkfifo)
+                with pytest.raises(LogFull):
+                    await log.append(events("1"))
+            await log.append(events("2"))
+            assert await read_all(log) == ["2"]
+
     async def test_who_may_not_be_rung_is_there_nevertheless(
         self, path: Path, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -467,6 +482,32 @@ class TestTheFilesBeside:
                 os.write(other, b"!" * 4096)
         await log.append(events("2"))
         deaf.signal(signal.SIGCONT)
+
+    async def test_a_bell_that_has_just_been_taken_down_is_nobodys(
+        self, path: Path, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "listdir", lambda path: ["1-gone"])
+        await log.append(events("1"))
+        assert await keeps_its_turn(log)
+
+    async def test_a_lull_without_retention_by_age_takes_nothing(self, path: Path) -> None:
+        async with SQLiteLog(path, Retention(count=5)) as log, SQLiteLog(path) as other:
+            await log.append(events("1"))
+            await other.append(events("2"))
+            listening = asyncio.Event()
+            loop, heard = asyncio.get_running_loop(), log._heard
+
+            def hear(is_lull: bool) -> None:
+                heard(is_lull)
+                if is_lull:
+                    loop.call_soon_threadsafe(listening.set)
+
+            log._peers._heard = hear
+            await listening.wait()
+            assert not log._trim_asked
+
+    def test_a_file_that_nobody_has_written_to_leaves_no_trace(self, path: Path) -> None:
+        assert sqlite._trace(path) == (0, 0)
 
     def test_one_that_never_came_leaves_nothing(self, path: Path) -> None:
         Peers(path, lambda is_lull: None).leave()

@@ -3,14 +3,17 @@
 # ruff: noqa: ASYNC240  (nobody waits while a test looks at its file)
 
 import asyncio
+import contextlib
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -177,7 +180,7 @@ class TestAppendingTogether:
     async def test_who_was_called_off_as_it_was_stored_is_told_nothing(self) -> None:
         job = sqlite._Job([], None, asyncio.get_running_loop().create_future())
         job.future.cancel()
-        job.resolve([])
+        sqlite._resolve_all([(job, [], None)])
         await asyncio.sleep(0)
         assert job.future.cancelled()
 
@@ -225,6 +228,26 @@ class TestRetention:
             found = await log.read()
             assert log.statistics().records == 10
             assert log.statistics().bytes == sum(record.size for record in found)
+
+    async def test_by_age_reads_nothing_while_nothing_is_aged(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = Clock()
+        async with SQLiteLog(path, Retention(age=60), clock=clock) as log:
+            await log.append(events("1"))
+            with monkeypatch.context() as patch:
+                patch.setattr(SQLiteFile, "page", None)
+                clock.pass_by(59)
+                await log.append(events("2"))
+                assert await log.trim() == 0
+            clock.pass_by(1)
+            assert await log.trim() == 1
+            assert log.statistics().earliest == "2"
+        async with SQLiteLog(path, Retention(age=60), clock=clock) as log:
+            clock.pass_by(60)
+            await log.append(events("3"))
+            await log.trim()
+            assert log.statistics().earliest == "3"
 
     async def test_the_ring_has_nothing_that_has_gone(self, path: Path) -> None:
         clock = Clock()
@@ -384,10 +407,10 @@ class TestFilesThatAreNotAsTheyShouldBe:
     async def test_an_error_in_the_middle_leaves_nothing_of_it(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def insert(file: SQLiteFile, statement: str, rows: Any) -> None:
+        def insert(file: SQLiteFile, statement: str, columns: int, values: Any) -> None:
             if "places" in statement:
                 raise LookupError("on purpose")
-            really(file, statement, rows)
+            really(file, statement, columns, values)
 
         really = SQLiteFile._insert
         async with SQLiteLog(path) as log:
@@ -452,6 +475,64 @@ async def test_a_full_disk_is_said_and_what_is_stored_stays(path: Path) -> None:
         run(f"PRAGMA max_page_count = {pages + 10_000}")
         await log.append([event(str(number), data="x" * 1000) for number in range(500)])
         assert len(await read_all(log, limit=100)) == 502
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory with room for one megabyte."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("this user may mount nothing")
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+class TestASmallDisk:
+    async def test_a_full_one_is_said_and_appending_works_again_when_there_is_room(
+        self, small_disk: Path
+    ) -> None:
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(500_000))
+        async with SQLiteLog(small_disk / "events.db") as log:
+            stored = 0
+
+            async def fill() -> None:
+                nonlocal stored
+                while True:
+                    await log.append([event(f"{stored}.{n}", data="x" * 1000) for n in range(10)])
+                    stored += 1
+
+            with pytest.raises(LogFull, match="the disk is full; what is stored stays"):
+                await fill()
+            with pytest.raises(LogFull):
+                await log.append([event(f"more.{n}", data="x" * 1000) for n in range(100)])
+            ballast.unlink()
+            await log.append([event(f"{stored}.{n}", data="x" * 1000) for n in range(10)])
+            expected = [f"{m}.{n}" for m in range(stored + 1) for n in range(10)]
+            assert await read_all(log, limit=100) == expected
+        async with SQLiteLog(small_disk / "events.db") as log:
+            assert await read_all(log, limit=100) == expected
+
+    @pytest.mark.parametrize("room", [0, 4096, 8192, 20_000])
+    async def test_a_log_that_there_is_no_room_to_make_is_said_so_too(
+        self, small_disk: Path, room: int
+    ) -> None:
+        ballast, spare = small_disk / "ballast", small_disk / "spare"
+        spare.write_bytes(bytes(room))
+        with contextlib.suppress(OSError), ballast.open("wb", 0) as file:
+            while file.write(bytes(4096)):
+                pass
+        spare.unlink()
+        async with SQLiteLog(small_disk / "events.db") as log:
+            with pytest.raises(LogFull):
+                await log.append(events("1"))
+            ballast.unlink()
+            await log.append(events("2"))
+            assert await read_all(log) == ["2"]
 
 
 class TestClosing:

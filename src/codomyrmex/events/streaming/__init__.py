@@ -28,6 +28,7 @@ from .errors import (
     StreamingError,
     TooLarge,
     TopicError,
+    UnknownRun,
     UnknownSubscription,
 )
 from .models import Event, EventType, Subscription, create_event
@@ -75,6 +76,7 @@ __all__ = [
     "TooLarge",
     "TopicError",
     "TopicStream",
+    "UnknownRun",
     "UnknownSubscription",
     "WebSocketStream",
     "broadcast",

@@ -14,6 +14,7 @@
     ├── IdConflict (ValueError)             a log has another event with this id
     ├── TooLarge (ValueError)               an event is larger than a log takes
     ├── ConsumerInUse (RuntimeError)        another holds the consumer of this name
+    ├── UnknownRun (LookupError)            a topic has no run, or none any more
     ├── LogFull (OSError)                   there is no room for a log to grow
     ├── LogUnusable (OSError)               a log's file or engine cannot be used as it is
     └── MissingExtra (ImportError)          an optional dependency is not installed
@@ -41,6 +42,7 @@ __all__ = [
     "StreamingError",
     "TooLarge",
     "TopicError",
+    "UnknownRun",
     "UnknownSubscription",
 ]
 
@@ -195,6 +197,24 @@ class ConsumerInUse(StreamingError, RuntimeError):
         return (
             f"consumer {shown(self.name)} is in use: its lease runs for {self.seconds:.1f} s more,"
             " and is renewed for as long as it is used"
+        )
+
+
+class UnknownRun(StreamingError, LookupError):
+    """No run of this topic is known: none began, or it ended longer ago than its time to live.
+
+    Attributes:
+        topic: the topic.
+    """
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(topic)
+        self.topic = topic
+
+    def __str__(self) -> str:
+        return (
+            f"no run of topic {shown(self.topic)} is known: none began, or it ended longer ago than"
+            " its time to live"
         )
 
 

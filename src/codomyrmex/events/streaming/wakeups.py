@@ -9,9 +9,19 @@ first makes the change and then looks for waiters. So one of them always sees th
 import asyncio
 from asyncio import events as _events
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeAlias
 
-__all__ = ["Waiters", "resolve", "running_loop", "wait_until", "wake", "wake_all", "withdraw"]
+__all__ = [
+    "Waiters",
+    "resolve",
+    "resolve_all",
+    "running_loop",
+    "wait_until",
+    "wake",
+    "wake_all",
+    "withdraw",
+]
 
 Waiters: TypeAlias = "list[asyncio.Future[None]]"
 """Who waits, longest first. A list, since there are several for each subscriber and hardly ever
@@ -25,6 +35,12 @@ def resolve(future: "asyncio.Future[None]") -> None:
     """End a future's wait, unless it has ended."""
     if not future.done():
         future.set_result(None)
+
+
+def resolve_all(futures: Waiters) -> None:
+    """`resolve` each of them."""
+    for future in futures:
+        resolve(future)
 
 
 def wake(waiters: Waiters) -> None:
@@ -49,8 +65,24 @@ def wake(waiters: Waiters) -> None:
 
 def wake_all(waiters: Waiters) -> None:
     """End the wait of all that wait now."""
+    here = running_loop()
+    elsewhere: dict[asyncio.AbstractEventLoop, Waiters] = {}
     for _ in range(len(waiters)):
-        wake(waiters)
+        try:
+            future = waiters.pop(0)
+        except IndexError:  # another thread took it
+            break
+        if future.done():
+            continue
+        loop = future.get_loop()
+        if loop is here:
+            future.set_result(None)
+        else:
+            elsewhere.setdefault(loop, []).append(future)
+    # One call to a loop: each is a system call, and gives up the interpreter lock.
+    for loop, futures in elsewhere.items():
+        with suppress(RuntimeError):  # it is closed: nobody waits there any more
+            loop.call_soon_threadsafe(resolve_all, futures)
 
 
 def withdraw(waiters: Waiters, future: "asyncio.Future[None]") -> bool:

@@ -15,6 +15,7 @@ from .base import (
 from .consumer import Consumer, Lag
 from .memory import MemoryLog
 from .record import Record
+from .run import Run, RunStatus
 from .sqlite import SQLiteLog
 from .stream import LogStream
 
@@ -33,6 +34,8 @@ __all__ = [
     "MemoryLog",
     "Record",
     "Retention",
+    "Run",
+    "RunStatus",
     "SQLiteLog",
     "open_log",
 ]

@@ -46,6 +46,8 @@ EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 """The cursor after everything there is now. No event has it for an id."""
 
+_CURSORS: Final = frozenset((EARLIEST, LATEST))
+
 PAGE: Final = 1000
 """Records to a batch, by default."""
 
@@ -476,7 +478,10 @@ class Log(ABC):
         try:
             await reader.begin(after, last=last, replay_limit=replay_limit)
             while (batch := await reader.read()) is not None:
-                yield batch
+                # Given away, not kept: a hundred tails that wait would keep a page each.
+                given = [batch]
+                del batch
+                yield given.pop()
         finally:
             reader.close()
 
@@ -506,17 +511,20 @@ class Reader:
         TopicError: `topics` cannot be a topic filter.
         ValueError: a limit below 1.
         StreamClosed: the log has been closed.
+
+    Attributes:
+        selection: which records it reads.
     """
 
     def __init__(self, log: Log, topics: TopicFilter, *, limit: int = PAGE) -> None:
         self._log = log
-        self._selection = _checked(topics, limit)
+        self.selection = _checked(topics, limit)
         self._limit = limit
         self._position = self._told = 0
         self._cursor = EARLIEST
         self._gap: Gap | None = None
         self._until: int | None = None
-        self._follower = log._follow(self._selection)
+        self._follower = log._follow(self.selection)
 
     async def begin(
         self, after: str = LATEST, *, last: int | None = None, replay_limit: int = REPLAY_LIMIT
@@ -528,7 +536,7 @@ class Reader:
         """
         if last is not None and last < 0:
             raise ValueError(f"last is a number of events, 0 or more, not {last}")
-        log, selection = self._log, self._selection
+        log, selection = self._log, self.selection
         if last is not None:
             after = EARLIEST
         position, self._told, gap = await log._begin(after, selection)
@@ -539,6 +547,11 @@ class Reader:
             if skipped != 0:
                 gap = _joined(gap, Gap(after, "limit", skipped))
         self._position, self._cursor, self._gap = position, after, gap
+
+    def begin_at(self, start: Start, cursor: str | None = None) -> None:
+        """Begin at a place that is known; a gap after that is told as one after the cursor."""
+        self._position, self._told, self._gap = start
+        self._cursor = EARLIEST if cursor is None else cursor
 
     async def read(self, *, wait: bool = True) -> Batch | None:
         """The next batch, as soon as there is one; None: the end has been reached.
@@ -552,7 +565,7 @@ class Reader:
         while not follower.ended:
             follower.news = False
             until = self._until
-            page = await self._log._page(self._position, self._selection, self._limit, self._told)
+            page = await self._log._page(self._position, self.selection, self._limit, self._told)
             gap = _missing(self._gap, self._cursor, page)
             self._gap = None
             self._position, self._cursor, self._told = page.reached, page.cursor, page.told
@@ -658,7 +671,7 @@ def as_record(entry: "Event | Record", max_size: int) -> Record:
         entry = Record.of(entry)
     if entry.size > max_size:
         raise TooLarge(entry.id, entry.size, max_size)
-    if entry.id in (EARLIEST, LATEST):
+    if entry.id in _CURSORS:
         raise EventError(f"no event in a log has the id {entry.id!r}: it is a cursor's")
     return entry
 

@@ -169,15 +169,16 @@ class Consumer:
     async def _take(self) -> Lease:
         start = await self._place(self._start)
         try:
-            return await Lease.take(
+            lease = await Lease.take(
                 self._log,
                 self._key,
                 lambda state: {"cursor": start, "attempts": {}, **state},
                 duration=self._stream.lease,
-                on_loss=self._end_reading,
             )
         except Held as held:
             raise ConsumerInUse(self.name, held.seconds) from None
+        lease.on_loss = self._end_reading
+        return lease
 
     async def _end(self) -> None:
         """The stream is closed: yield no more, and let others go on."""

@@ -1,12 +1,16 @@
 """Who waits for what is appended to a log, found by topic."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from operator import itemgetter
 
 from ..topics import Selection, TopicIndex
 from ..wakeups import Waiters, wait_until, wake_all
 from .record import Record
 
-__all__ = ["Follower", "Followers", "Signal"]
+__all__ = ["Follower", "Followers", "Signal", "notify_all"]
+
+_TOPICS = itemgetter(2)  # of a record
 
 
 class Follower:
@@ -28,9 +32,7 @@ class Follower:
 
     def notify(self) -> None:
         """Something was appended. From any thread."""
-        self.news = True
-        if self._waiters:
-            wake_all(self._waiters)
+        notify_all((self,))
 
     def end(self) -> None:
         """Nothing will come any more. From any thread."""
@@ -44,13 +46,21 @@ class Follower:
 
 
 class Signal:
-    """Something that may have happened again. Set off from any thread."""
+    """Something that may have happened again. Set off from any thread.
 
-    __slots__ = ("_count", "_waiters")
+    Args:
+        awaited: called when somebody begins to wait for it.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, awaited: Callable[[], object] = lambda: None) -> None:
         self._count = 0
         self._waiters: Waiters = []
+        self._awaited = awaited
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for it."""
+        return bool(self._waiters)
 
     @property
     def count(self) -> int:
@@ -64,8 +74,25 @@ class Signal:
 
     async def wait(self, count: int) -> None:
         """Wait until it was set off more often than that."""
+
+        def is_there() -> bool:
+            self._awaited()  # asked once this one is among those who wait
+            return self._count != count
+
         while self._count == count:
-            await wait_until(self._waiters, lambda: self._count != count)
+            await wait_until(self._waiters, is_there)
+
+
+def notify_all(followers: Iterable[Follower]) -> None:
+    """Something was appended, for each of these. From any thread."""
+    waiting: Waiters = []
+    for follower in followers:
+        follower.news = True
+        for _ in range(len(follower._waiters)):
+            with suppress(IndexError):  # another thread took it
+                waiting.append(follower._waiters.pop(0))
+    if waiting:
+        wake_all(waiting)
 
 
 class Followers:
@@ -98,5 +125,11 @@ class Followers:
         """Who waits for any of these, once each. To be notified without the lock."""
         if not self._keys:
             return []
-        topics = dict.fromkeys(topic for each in records for topic in (each.topics or (None,)))
-        return list(dict.fromkeys(one for topic in topics for one in self._index.match(topic)))
+        together = dict.fromkeys(map(_TOPICS, records))  # of many records, few different ones
+        topics = dict.fromkeys(topic for topics in together for topic in (topics or (None,)))
+        found: dict[Follower, None] = {}
+        for topic in topics:
+            found.update(dict.fromkeys(self._index.match(topic)))
+            if len(found) == len(self._keys):
+                break  # that is everybody
+        return list(found)

@@ -71,6 +71,7 @@ class Lease:
         state: what the holder has written into it, beside the lease itself.
         was_held: whether whoever had it before did not let go of it, but was killed, or hung.
         lost: whether somebody else has it now.
+        on_loss: called when somebody else has it.
     """
 
     def __init__(
@@ -81,7 +82,6 @@ class Lease:
         duration: float,
         lasts: float | None,
         keep: tuple[str, int] | None,
-        on_loss: Callable[[], object],
     ) -> None:
         self.log = log
         self.state: dict[str, Any] = {}
@@ -92,7 +92,7 @@ class Lease:
         self._duration = duration
         self._lasts = lasts
         self._keep = keep
-        self._on_loss = on_loss
+        self.on_loss: Callable[[], object] = lambda: None
         self._note = Note(key, {})
         self._turn = asyncio.Lock()
         self._is_held = False
@@ -108,7 +108,6 @@ class Lease:
         duration: float = LEASE,
         lasts: float | None = None,
         keep: tuple[str, int] | None = None,
-        on_loss: Callable[[], object] = lambda: None,
     ) -> "Lease":
         """Take a lease that nobody has, and go on renewing it until `let_go`.
 
@@ -119,12 +118,11 @@ class Lease:
             duration: seconds after which it is over, if it is not renewed.
             lasts: seconds after that for which the note stays; None: for ever.
             keep: a topic, and a position after which retention spares its records meanwhile.
-            on_loss: called when somebody else has taken it.
 
         Raises:
             Held: somebody else has it.
         """
-        lease = cls(log, key, duration=duration, lasts=lasts, keep=keep, on_loss=on_loss)
+        lease = cls(log, key, duration=duration, lasts=lasts, keep=keep)
         is_taken = False
         while not is_taken:
             note = await log._note(key)
@@ -137,7 +135,8 @@ class Lease:
             try:
                 is_taken = await to_the_end(lease._begin(first))
             except asyncio.CancelledError:
-                await lease.let_go()
+                if lease._is_held:
+                    await to_the_end(lease._let_go(False, None))
                 raise
         lease._renewing = asyncio.get_running_loop().create_task(
             lease._renew(), name="codomyrmex-streaming lease"
@@ -184,6 +183,13 @@ class Lease:
                         self._lose()
                         raise LeaseLost from None
 
+    async def abandon(self) -> None:
+        """Renew the lease no more, and let it end by itself. Again does nothing."""
+        if self._renewing is not None:
+            renewing, self._renewing = self._renewing, None
+            renewing.cancel()
+            await asyncio.wait([renewing])
+
     async def let_go(self, *, gone: bool = False, lasts: float | None = None) -> None:
         """Renew the lease no more, and let others take it. Again does nothing.
 
@@ -191,14 +197,12 @@ class Lease:
             gone: whether to take away the note; otherwise it stays, with the state.
             lasts: seconds for which it stays; None: for ever.
         """
-        if self._is_held:
-            self._is_held = False
+        if self._renewing is not None:
             await to_the_end(self._let_go(gone, lasts))
 
     async def _let_go(self, gone: bool, lasts: float | None) -> None:
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.wait([self._renewing])
+        self._is_held = False
+        await self.abandon()
         async with self._turn:
             if self.lost:
                 return
@@ -257,4 +261,4 @@ class Lease:
 
     def _lose(self) -> None:
         self.lost = True
-        self._on_loss()
+        self.on_loss()

@@ -5,6 +5,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult
 
@@ -28,7 +29,7 @@ from .base import (
     Superseded,
     retention_of,
 )
-from .followers import Follower, Followers, Signal
+from .followers import Follower, Followers, Signal, notify_all
 from .record import Record
 from .ring import Ring
 
@@ -120,35 +121,37 @@ class MemoryLog(Log):
             if guard is not None and self._find_note(guard.key).revision != guard.revision:
                 raise Superseded
             stored, fresh = self._place(drafts)
-            for record in fresh:
-                self._add(record)
+            records = list(fresh.values())
+            self._ring.add(records)
+            self._by_id.update(fresh)
+            self._appended += len(fresh)
             self._repeated += len(drafts) - len(fresh)
             self._trim_some(2 * len(fresh) + _TRIMMED_AT_ONCE)
-            followers = self._followers.of(fresh)
-        for follower in followers:
-            follower.notify()
+            followers = self._followers.of(records)
+        notify_all(followers)
         return stored
 
-    def _place(self, drafts: list[Record]) -> tuple[list[Record], list[Record]]:
+    def _place(self, drafts: list[Record]) -> tuple[list[Record], dict[str, Record]]:
         """What is to be returned for these, and what of it is to be stored. Changes nothing."""
         now = self._clock()
         position = self._ring.last
+        ids = [draft.id for draft in drafts]
+        if self._by_id.keys().isdisjoint(ids) and len(set(ids)) == len(ids):
+            # All are new, as a rule: that is known in two steps, not one by one.
+            stored = Record.placed_all(drafts, position + 1, now)
+            return stored, dict(zip(ids, stored, strict=True))
         fresh: dict[str, Record] = {}
-        stored: list[Record] = []
+        stored = []
         for draft in drafts:
-            known = self._by_id.get(draft.id) or fresh.get(draft.id)
+            id_ = draft.id
+            known = self._by_id.get(id_) or fresh.get(id_)
             if known is None:
                 position += 1
-                known = fresh[draft.id] = Record(position, *draft[1:8], now)
+                known = fresh[id_] = draft.placed(position, now)
             elif not known.says_the_same(draft):
-                raise IdConflict(draft.id)
+                raise IdConflict(id_)
             stored.append(known)
-        return stored, list(fresh.values())
-
-    def _add(self, record: Record) -> None:
-        self._ring.add(record)
-        self._by_id[record.id] = record
-        self._appended += 1
+        return stored, fresh
 
     # Trimming.
 
@@ -161,23 +164,22 @@ class MemoryLog(Log):
             How many have been looked at.
         """
         keep = self.retention
-        most_records = keep.count or sys.maxsize
-        most_bytes = keep.bytes or sys.maxsize
-        since = None if keep.age is None else self._clock() - int(keep.age * 1_000_000)
         ring = self._ring
         trimmed = self._trim_kept() if self._kept_until <= self._clock() else 0
-        while len(ring) > 1:
-            if len(ring) <= most_records and ring.bytes <= most_bytes:
-                aged = since is not None and ring.at(ring.first).time <= since
-                if not aged or trimmed >= most:
-                    break
-            record = ring.drop_first()
-            trimmed += 1
-            if self._keeps and self._is_kept(record):
-                self._kept[record.position] = record
-            else:
-                self._let_go(record)
-        return trimmed
+        trimmed += (count := ring.excess(keep.count or sys.maxsize, keep.bytes or sys.maxsize))
+        if keep.age is not None:
+            since = self._clock() - int(keep.age * 1_000_000)
+            most = min(most, len(ring) - 1)
+            while count < most and ring.at(ring.first + count).time <= since:
+                count += 1
+        if not count:
+            return trimmed
+        gone = ring.drop(count)
+        if self._keeps:
+            self._kept.update((each.position, each) for each in gone if self._is_kept(each))
+            gone = [each for each in gone if each.position not in self._kept]
+        self._let_go(gone)
+        return trimmed + count
 
     def _is_kept(self, record: Record) -> bool:
         keeps = self._keeps
@@ -191,27 +193,36 @@ class MemoryLog(Log):
         for key, (_, change) in tuple(self._notes_by_key.items()):
             if change.expires is not None and change.expires <= now:
                 del self._notes_by_key[key]
-            elif change.keep is not None:
+                continue
+            if change.expires is not None:
+                self._kept_until = min(self._kept_until, change.expires)
+            if change.keep is not None:
                 topic, after = change.keep
                 self._keeps[topic] = min(after, self._keeps.get(topic, after))
-                if change.expires is not None:
-                    self._kept_until = min(self._kept_until, change.expires)
         gone = [record for record in self._kept.values() if not self._is_kept(record)]
         for record in gone:
             del self._kept[record.position]
-            self._let_go(record)
+        self._let_go(gone)
         return len(gone)
 
-    def _let_go(self, record: Record) -> None:
-        """Remember where a record was that has been trimmed."""
-        self._trimmed += 1
-        del self._by_id[record.id]
-        self._trimmed_ids.pop(record.id, None)
-        self._trimmed_ids[record.id] = record.position
-        if len(self._trimmed_ids) > _MOST_REMEMBERED:
-            del self._trimmed_ids[next(iter(self._trimmed_ids))]
-        for topic in record.topics:
-            # At the end, so that they stand in the order of their positions.
+    def _let_go(self, records: list[Record]) -> None:
+        """Remember where records were that have been trimmed."""
+        self._trimmed += len(records)
+        latest: dict[str, Record] = {}  # of each topic, the latest first
+        for record in reversed(records):
+            for topic in reversed(record.topics):
+                if topic not in latest:
+                    latest[topic] = record
+        by_id, trimmed_ids = self._by_id, self._trimmed_ids
+        for record in records:
+            id_ = record.id
+            del by_id[id_]
+            # At the end, so that the oldest are forgotten first.
+            trimmed_ids.pop(id_, None)
+            trimmed_ids[id_] = record.position
+        for id_ in list(islice(trimmed_ids, max(0, len(trimmed_ids) - _MOST_REMEMBERED))):
+            del trimmed_ids[id_]
+        for topic, record in reversed(latest.items()):
             before = self._last_trimmed.pop(topic, _NEVER)
             if before[0] > record.position:  # this one was kept for longer
                 self._last_trimmed[topic] = before
@@ -321,17 +332,19 @@ class MemoryLog(Log):
     async def _page(self, after: int, selection: Selection, limit: int, told: int) -> Page:
         with self._lock:
             self._check_open()
-            self._trim_some(_TRIMMED_AT_ONCE)
+            if self.retention.age is not None:
+                self._trim_some(_TRIMMED_AT_ONCE)
             ring = self._ring
-            missed = self._missed(max(after, told), selection)
-            told = max(told, ring.first - 1)
-            found = self._kept_after(after, selection)[:limit]
-            if len(found) == limit:
-                return Page(found, found[-1].position, found[-1].id, False, missed, told)
-            more, reached = ring.page(max(after, ring.first - 1), selection, limit - len(found))
+            gone = ring.first - 1
+            missed = 0 if after >= gone else self._missed(max(after, told), selection)
+            told = max(told, gone)
+            kept = self._kept_after(after, selection)[:limit]
+            if len(kept) == limit:
+                return Page(kept, kept[-1].position, kept[-1].id, False, missed, told)
+            found, reached = ring.page(max(after, gone), selection, limit - len(kept))
             # Before the first only where nothing was ever appended: the last is never trimmed.
-            cursor = ring.at(reached).id if reached >= ring.first else EARLIEST
-            return Page(found + more, reached, cursor, reached == ring.last, missed, told)
+            cursor = ring.at(reached).id if reached > gone else EARLIEST
+            return Page(kept + found, reached, cursor, reached == ring.last, missed, told)
 
     def _kept_after(self, after: int, selection: Selection) -> list[Record]:
         """What only notes keep, of what is selected after a position."""

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import LogUnusable
+from ..errors import LogFull, LogUnusable
 
 fcntl: Any
 try:
@@ -35,12 +35,13 @@ _LULL: Final = 1.0
 """Seconds without a ring after which a process that has others beside it looks for itself: one may
 have been killed after it wrote and before it could ring."""
 
-_SIZE: Final = 32
-"""Bytes of the file that all share, which is mapped into memory: four numbers of 64 bits."""
+_SIZE: Final = 40
+"""Bytes of the file that all share, which is mapped into memory: five numbers of 64 bits."""
 
-_GENERATION, _LAST, _CHANGES, _HOLDER = range(4)
-"""What they are: another number whenever one comes or goes; the position of the last record; how
-often a note was changed; which process had the last turn."""
+_GENERATION, _LAST, _BYTES, _CHANGES, _HOLDER = range(5)
+"""What they are: another number whenever one comes or goes; the position of the last record, and
+how many bytes there are until then; how often a note was changed; which process had the last turn.
+"""
 
 
 class Peers:
@@ -53,14 +54,22 @@ class Peers:
         path: the file. Beside it stand one that is locked (``-lock``) and a directory of bells.
         heard: called in a thread of its own when another process rang, or none did for a while
             (True): one second where there are others.
+        attentive: says whether anybody here wants to know when another process has written.
+            Otherwise nobody listens while there are others, until `attend`.
         lull: seconds for which none has to ring where there are no others; None: for ever.
     """
 
     def __init__(
-        self, path: Path, heard: Callable[[bool], None], lull: float | None = None
+        self,
+        path: Path,
+        heard: Callable[[bool], object],
+        attentive: Callable[[], bool | None] = lambda: True,
+        lull: float | None = None,
     ) -> None:
         self._path = path
         self._heard = heard
+        self._attentive = attentive
+        self._attention = threading.Event()
         self._lull = lull
         self._process = os.getpid()
         self._lock = -1
@@ -77,6 +86,11 @@ class Peers:
     def last(self) -> int:
         """The position of the last record, as whoever wrote it has said."""
         return self._shared[_LAST]
+
+    @property
+    def bytes_until(self) -> int:
+        """How many bytes all records up to that one had."""
+        return self._shared[_BYTES]
 
     @property
     def changes(self) -> int:
@@ -99,21 +113,25 @@ class Peers:
         """Come in, and have this process's bell heard.
 
         Raises:
-            LogUnusable: the files beside the log's cannot be made.
+            LogFull: there is no room for the files beside the log's.
+            LogUnusable: they cannot be made.
         """
         lock = f"{self._path}-lock"
         try:
             with open(lock, "a+b", 0) as file:
                 if os.fstat(file.fileno()).st_size < _SIZE:
-                    os.ftruncate(file.fileno(), _SIZE)
+                    # Written, for what is only mapped ends the process where the disk is full.
+                    file.write(bytes(_SIZE))
                 self._shared = memoryview(mmap.mmap(file.fileno(), _SIZE)).cast("Q")
             # Opened again: what is mapped has a copy of its descriptor, and would keep the lock.
             self._lock = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
+            self._check_room(error)
             raise LogUnusable(self._path, f"it cannot be written: {error}") from error
         try:
             self._hang_bell(Path(f"{self._path}-bells"))
-        except OSError:
+        except OSError as error:
+            self._check_room(error)
             return  # this file system has no FIFOs: it is one process at a time here
         self._listener = threading.Thread(
             target=self._listen, name="codomyrmex-streaming log bell", daemon=True
@@ -122,6 +140,10 @@ class Peers:
         self._shared[_GENERATION] = secrets.randbits(64)
         self._look_around()
         self._ring()  # whoever was alone has to let go of its turn
+
+    def _check_room(self, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LogFull(self._path) from error
 
     def _hang_bell(self, directory: Path) -> None:
         if fcntl is None:  # pragma: no cover - on Windows
@@ -148,8 +170,8 @@ class Peers:
     def leave_soon(self) -> None:
         """`leave`, but without waiting until it is done."""
         self._left = True
-        if self._process == os.getpid():
-            self._stroke(self._own)
+        if self._process == os.getpid():  # pragma: no branch - or in a forked child
+            self._wake_listener()
 
     def _go(self) -> None:
         if self._bell is not None:
@@ -165,6 +187,10 @@ class Peers:
     def abandon(self) -> None:  # pragma: no cover - in a forked child, where nothing is measured
         """In a forked child: let go of what is the parent's, which otherwise seems to live on."""
         self._close(self._lock, self._reading, self._own, *self._others.values())
+
+    def _wake_listener(self) -> None:
+        self._stroke(self._own)
+        self._attention.set()
 
     @staticmethod
     def _stroke(bell: int) -> None:
@@ -225,7 +251,7 @@ class Peers:
         try:
             turn.result(_PATIENCE)
         except TimeoutError:
-            if turn.cancel():
+            if turn.cancel():  # pragma: no branch - or it has come this very moment
                 return False
         os.close(self._lock)
         self._lock = lock
@@ -242,9 +268,9 @@ class Peers:
 
     # Bells.
 
-    def say_last(self, position: int) -> None:
-        """Let others know the position of the last record. In a turn."""
-        self._shared[_LAST] = position
+    def say_last(self, position: int, bytes_until: int) -> None:
+        """Let others know where the last record is. In a turn."""
+        self._shared[_LAST], self._shared[_BYTES] = position, bytes_until
         self._ring()
 
     def say_changed(self) -> None:
@@ -270,7 +296,7 @@ class Peers:
                     self._others[name] = -1  # another user's, perhaps: it is there, and looks
         for name in self._others.keys() - names:
             self._close(self._others.pop(name))
-        self._stroke(self._own)  # how long the listener waits depends on it
+        self._wake_listener()  # for what it waits depends on it
 
     def _ring(self) -> None:
         for name, bell in tuple(self._others.items()):
@@ -280,15 +306,24 @@ class Peers:
                 self._close(self._others.pop(name))
                 assert self._bell is not None
                 (self._bell.parent / name).unlink(missing_ok=True)
+                self._wake_listener()
 
     def _listen(self) -> None:
         """Hear the bell. In a thread of its own, which closes it."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._reading, selectors.EVENT_READ)
             while not self._left:
-                rung = selector.select(self._lull if self.alone else _LULL)
-                if rung:
-                    os.read(self._reading, 4096)
+                self._attention.clear()
+                if self.alone or self._attentive():
+                    is_rung = bool(selector.select(self._lull if self.alone else _LULL))
+                    if is_rung:
+                        os.read(self._reading, 4096)
+                else:
+                    is_rung = self._attention.wait(_LULL)
                 if not self._left:
-                    self._heard(not rung)
+                    self._heard(not is_rung)
         self._go()
+
+    def attend(self) -> None:
+        """Somebody here wants to know now when another process has written. From any thread."""
+        self._attention.set()

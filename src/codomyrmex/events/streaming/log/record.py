@@ -96,7 +96,27 @@ class Record(NamedTuple):
     @property
     def size(self) -> int:
         """For how many bytes it counts: those of body and metadata, and the length of the names."""
-        return len(self.body) + len(self.metadata) + len(self.id) + sum(map(len, self.topics))
+        # Taken apart at once, which is twice as fast: every event is asked several times.
+        _, id_, topics, _, _, body, metadata, _, _ = self
+        return len(body) + len(metadata) + len(id_) + len("".join(topics))
+
+    def placed(self, position: int, time: int) -> "Record":
+        """This record in a log."""
+        # Not by `Record(...)`, which takes twice as long.
+        _, id_, topics, type_, private, body, metadata, timestamp, _ = self
+        values = (position, id_, topics, type_, private, body, metadata, timestamp, time)
+        return tuple.__new__(Record, values)
+
+    @classmethod
+    def placed_all(cls, drafts: "Iterable[Record]", first: int, time: int) -> "list[Record]":
+        """These records in a log, one after the other from a position on."""
+        new = tuple.__new__
+        return [
+            new(cls, (position, id_, topics, type_, private, body, metadata, timestamp, time))
+            for position, (_, id_, topics, type_, private, body, metadata, timestamp, _) in (
+                enumerate(drafts, first)
+            )
+        ]
 
     def says_the_same(self, other: "Record") -> bool:
         """Whether both are the same event, published again: all but the times is alike."""
@@ -123,5 +143,5 @@ class Record(NamedTuple):
             if is_json(metadata.get("content_type"))
             else self.body.decode(),
             metadata=metadata,
-            timestamp=_EPOCH + timedelta(microseconds=self.timestamp),
+            timestamp=_EPOCH + timedelta(0, 0, self.timestamp),
         )

@@ -1,7 +1,7 @@
 """`Ring`: consecutive records in memory, found by position and by topic."""
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import groupby, islice
 
@@ -13,16 +13,21 @@ __all__ = ["Ring"]
 _SCANNED_AT_ONCE = 1000
 """Records that are looked at one by one rather than found by their topics."""
 
+_TIDIED_AT_LEAST = 1024
+"""Records that have gone before what is left of them is taken out."""
+
 
 class Ring:
     """Consecutive records in memory. The oldest go, others come at the end. Not thread-safe.
+
+    What goes is only counted. What is left of it is taken out once it is more than what is here,
+    so that each record is moved about once.
 
     Args:
         first: the position of the first record that will come.
 
     Attributes:
         first: the position of the first record, or of the next one if there is none.
-        bytes: the bytes of all, by `Record.size`.
     """
 
     def __init__(self, first: int = 1) -> None:
@@ -30,11 +35,21 @@ class Ring:
         self._records: list[Record] = []
         self._head = 0
         self.first = first
-        self.bytes = 0
-        self._by_topic: dict[str, _Places] = {}
+        # For each of these records, the bytes of all there were before the next one; and how many
+        # of them have gone.
+        self._bytes: list[int] = []
+        self._all_bytes = 0
+        self._bytes_gone = 0
+        # The positions of each topic's records, ascending. The first of them may have gone.
+        self._by_topic: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self._records) - self._head
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all, by `Record.size`."""
+        return self._all_bytes - self._bytes_gone
 
     @property
     def last(self) -> int:
@@ -45,31 +60,56 @@ class Ring:
         """The record at a position, which is here."""
         return self._records[self._head + position - self.first]
 
-    def add(self, record: Record) -> None:
-        """Put the next record at the end."""
-        self._records.append(record)
-        self.bytes += record.size
-        for topic in record.topics:
-            places = self._by_topic.get(topic)
-            if places is None:
-                places = self._by_topic[topic] = _Places()
-            places.append(record.position)
+    def add(self, records: Sequence[Record]) -> int:
+        """Put the next records at the end; returns how many bytes they have."""
+        before = all_bytes = self._all_bytes
+        by_topic = self._by_topic
+        add_bytes = self._bytes.append
+        for record in records:
+            all_bytes += record.size
+            add_bytes(all_bytes)
+            for topic in record.topics:
+                positions = by_topic.get(topic)
+                if positions is None:
+                    by_topic[topic] = [record.position]
+                else:
+                    positions.append(record.position)
+        self._records += records
+        self._all_bytes = all_bytes
+        return all_bytes - before
 
-    def drop_first(self) -> Record:
-        """Let the first record go, and return it."""
-        record = self._records[self._head]
-        self._head += 1
-        self.first += 1
-        self.bytes -= record.size
-        for topic in record.topics:
-            places = self._by_topic[topic]
-            places.drop_first()
-            if not places:
+    def excess(self, most_records: int, most_bytes: int) -> int:
+        """How many of the first have to go so that no more are left than this; the last stays."""
+        excess = max(0, len(self) - most_records)
+        if self.bytes > most_bytes:
+            enough = bisect_left(self._bytes, self._all_bytes - most_bytes, lo=self._head)
+            excess = max(excess, enough + 1 - self._head)
+        return min(excess, len(self) - 1) if excess else 0
+
+    def drop(self, count: int) -> list[Record]:
+        """Let the first so many go, and return them."""
+        if not count:
+            return []
+        head = self._head + count
+        gone = self._records[self._head : head]
+        self._head = head
+        self.first += count
+        self._bytes_gone = self._bytes[head - 1]
+        if head > _TIDIED_AT_LEAST and head * 2 > len(self._records):
+            self._tidy()
+        return gone
+
+    def _tidy(self) -> None:
+        """Take out what is left of the records that have gone."""
+        del self._records[: self._head]
+        del self._bytes[: self._head]
+        self._head = 0
+        first = self.first
+        for topic, positions in list(self._by_topic.items()):
+            if positions[-1] < first:
                 del self._by_topic[topic]
-        if self._head > 1024 and self._head * 2 > len(self._records):
-            del self._records[: self._head]
-            self._head = 0
-        return record
+            elif positions[0] < first:
+                del positions[: bisect_left(positions, first)]
 
     def page(self, after: int, selection: Selection, limit: int) -> tuple[list[Record], int]:
         """Selected records after a position which is here, or just before the first.
@@ -77,10 +117,10 @@ class Ring:
         Returns:
             `limit` of them, or all there are; and the position up to which there are no others.
         """
-        end = self.last
         if selection.every:
-            found = self._between(after, min(after + limit, end))
+            found = self._between(after, after + limit)
             return found, after + len(found)
+        end = self.last
         if end - after <= _SCANNED_AT_ONCE:
             return self._scan(after, end, selection, limit)
         places = self._places(after, selection)
@@ -123,39 +163,19 @@ class Ring:
         return found, end
 
     def _places(self, after: int, selection: Selection) -> Iterator[int]:
-        """The positions of selected records after one, found by their topics, each once."""
+        """The positions of selected records after one, found by their topics, each once.
+
+        To be used up before anything is changed.
+        """
         by_topic = self._by_topic
         topics = dict.fromkeys(topic for topic in selection.exact if topic in by_topic)
         if selection.patterns:
             topics.update(dict.fromkeys(topic for topic in by_topic if selection.matches((topic,))))
-        lines = [by_topic[topic].after(after) for topic in topics]
+        after = max(after, self.first - 1)
+        lines: list[Iterator[int]] = []
+        for topic in topics:
+            positions = by_topic[topic]
+            lines.append(islice(positions, bisect_right(positions, after), None))
         if len(lines) == 1:
             return lines[0]
         return (position for position, _ in groupby(merge(*lines)))
-
-
-class _Places:
-    """The positions of a topic's records, ascending. The first go, others come at the end."""
-
-    __slots__ = ("_head", "_positions")
-
-    def __init__(self) -> None:
-        self._positions: list[int] = []
-        self._head = 0
-
-    def __bool__(self) -> bool:
-        return len(self._positions) > self._head
-
-    def append(self, position: int) -> None:
-        self._positions.append(position)
-
-    def drop_first(self) -> None:
-        self._head += 1
-        if self._head > 64 and self._head * 2 > len(self._positions):
-            del self._positions[: self._head]
-            self._head = 0
-
-    def after(self, position: int) -> Iterator[int]:
-        """Those after a position. To be used up before anything is changed."""
-        start = bisect_right(self._positions, position, lo=self._head)
-        return islice(self._positions, start, None)

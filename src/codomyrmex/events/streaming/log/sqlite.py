@@ -42,7 +42,7 @@ from .base import (
     Superseded,
     retention_of,
 )
-from .followers import Follower, Followers, Signal
+from .followers import Follower, Followers, Signal, notify_all
 from .peers import Peers
 from .record import Record
 from .ring import Ring
@@ -82,14 +82,13 @@ def _ignore_broken_pipes() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
 
 
-def _calls(method: "Callable[[bool], None]") -> "Callable[[bool], None]":
+def _calls(method: Callable[..., T]) -> Callable[..., T | None]:
     """What calls a method for as long as its object is there, and does not keep it."""
     reference = weakref.WeakMethod(method)
 
-    def call(is_lull: bool) -> None:
+    def call(*args: Any) -> T | None:
         bound = reference()
-        if bound is not None:
-            bound(is_lull)
+        return None if bound is None else bound(*args)
 
     return call
 
@@ -115,19 +114,27 @@ class _Job:
         self.guard = guard
         self.future = future
 
-    def resolve(self, stored: list[Record] | None, error: BaseException | None = None) -> None:
-        """Tell who waits, in their loop. From any thread."""
-        with contextlib.suppress(RuntimeError):  # their loop is closed
-            self.future.get_loop().call_soon_threadsafe(self._resolve, stored, error)
 
-    def _resolve(self, stored: list[Record] | None, error: BaseException | None) -> None:
-        if self.future.done():
-            return
+def _resolve_all(answers: list[_Answer]) -> None:
+    """Tell who waits, in their loops. From any thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
+    for answer in answers:
+        by_loop.setdefault(answer[0].future.get_loop(), []).append(answer)
+    # One call to a loop: each is a system call, and gives up the interpreter lock.
+    for loop, its_answers in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(_resolve_here, its_answers)
+
+
+def _resolve_here(answers: list[_Answer]) -> None:
+    for job, stored, error in answers:
+        if job.future.done():
+            continue
         if error is not None:
-            self.future.set_exception(error)
+            job.future.set_exception(error)
         else:
             assert stored is not None
-            self.future.set_result(stored)
+            job.future.set_result(stored)
 
 
 class SQLiteLog(Log):
@@ -186,6 +193,7 @@ class SQLiteLog(Log):
         self._last = 0
         self._first_id: str | None = None
         self._last_id: str | None = None
+        self._first_time = 0
         # All bytes there ever were, and those that have gone.
         self._appended_bytes = 0
         self._trimmed_bytes = 0
@@ -194,7 +202,7 @@ class SQLiteLog(Log):
         self._appended = 0
         self._repeated = 0
         self._trimmed = 0
-        self._notes_changed = Signal()
+        self._notes_changed = Signal(_calls(self._attend))
         self._changes = 0  # of notes, that are known of
         self._trace = (0, 0)
         self._trim_asked = False
@@ -267,6 +275,7 @@ class SQLiteLog(Log):
             peers.take_turn()
             file.prepare(self.durability)
             extent = file.extent()
+            until = file.bytes_until(extent.last)
         except BaseException:
             file.close()
             peers.leave()
@@ -275,6 +284,7 @@ class SQLiteLog(Log):
         with self._lock:
             self._all_files.append(file)
             self._set_extent(extent)
+            self._appended_bytes = until
             self._ring = Ring(self._last + 1)
             self._file = file
         weakref.finalize(self, peers.leave_soon)
@@ -282,14 +292,19 @@ class SQLiteLog(Log):
 
     def _set_extent(self, extent: Extent) -> None:
         """Remember what there is. The lock is held."""
-        self._first, self._first_id, self._trimmed_bytes = extent[:3]
-        self._last, self._last_id, self._appended_bytes = extent[3:]
+        self._first, self._first_id, self._first_time, self._trimmed_bytes = extent[:4]
+        self._last, self._last_id = extent[4:]
 
     # Other processes.
 
     def _new_peers(self) -> Peers:
         age = self.retention.age
-        return Peers(self.path, _calls(self._heard), age and min(60.0, age / 10))
+        heard, attentive = _calls(self._heard), _calls(self._is_attentive)
+        return Peers(self.path, heard, attentive, age and min(60.0, age / 10))
+
+    def _is_attentive(self) -> bool:
+        """Whether anybody waits for what other processes do."""
+        return bool(self._followers) or self._notes_changed.is_awaited
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[SQLiteFile]:
@@ -305,29 +320,41 @@ class SQLiteLog(Log):
 
     def _catch_up(self, file: SQLiteFile) -> None:
         """Learn what other processes have written. In any thread but an event loop's."""
+        self._see_changes()
+        extent = file.extent()
+        if (extent.first, extent.last) == (self._first, self._last):
+            return
+        peers = self._peers
+        until = peers.bytes_until if peers.last == extent.last else file.bytes_until(extent.last)
+        # Where nobody waits for them, they need not be in memory.
+        is_awaited = len(self._followers) > 0
+        last = self._last
+        recent = max(last, extent.last - _RECENT)
+        records = file.page(recent, _RECENT) if is_awaited else []
+        with self._lock:
+            if extent.last < self._last:
+                return  # this process has written since
+            fresh = [each for each in records if self._last < each.position <= extent.last]
+            if not fresh and extent.last > self._last:
+                self._ring = Ring(extent.last + 1)
+            elif fresh and fresh[0].position > self._last + 1:
+                self._ring = Ring(fresh[0].position)
+            self._add_recent(fresh)
+            self._set_extent(extent)
+            self._appended_bytes = until
+            self._drop_trimmed()
+            # Some may have come while this was read, and of some there may be more than that.
+            is_all = is_awaited and recent == last
+            followers = self._followers.of(fresh) if is_all else list(self._followers)
+        notify_all(followers)
+
+    def _see_changes(self) -> None:
+        """Learn that other processes have changed notes."""
         changes = self._peers.changes
         if changes != self._changes:
             self._changes = changes
             self._kept_until = 0
             self._notes_changed.set_off()
-        if file.edges() == (self._first, self._last):
-            return
-        extent = file.extent()
-        records = file.page(max(self._last, extent.last - _RECENT), _RECENT)
-        followers: list[Follower] = []
-        with self._lock:
-            if extent.last < self._last:
-                return  # this process has written since
-            fresh = [each for each in records if self._last < each.position <= extent.last]
-            if fresh and fresh[0].position > self._last + 1:
-                self._ring = Ring(fresh[0].position)
-                followers = list(self._followers)
-            self._add_recent(fresh)
-            self._set_extent(extent)
-            self._drop_trimmed()
-            followers = followers or self._followers.of(fresh)
-        for follower in followers:
-            follower.notify()
 
     async def _be_up_to_date(self) -> None:
         """Know all that others have been told is stored, whichever process stored it."""
@@ -343,7 +370,7 @@ class SQLiteLog(Log):
             assert self._reading is not None
             if self._peers.changed:
                 self._writing.submit(self._peers.end_turn)
-            is_behind = self._peers.last > self._last or self._peers.changes != self._changes
+            is_behind = self._peers.last > self._last
             if is_lull:
                 # One that was killed after it wrote and before it could ring has left its trace.
                 trace = _trace(self.path)
@@ -352,13 +379,15 @@ class SQLiteLog(Log):
                 if self.retention.age is not None and not self._trim_asked:
                     self._trim_asked = True
                     self._writing.submit(self._trim_the_aged)
-            if is_behind:
+            if is_behind and self._followers:  # where nobody waits, whoever reads will look
                 self._reading.submit(self._with_file, self._catch_up)
+        self._see_changes()
 
     # Appending.
 
     async def _append(self, drafts: list[Record], guard: Note | None = None) -> list[Record]:
-        await self._open()
+        if self._file is None or not drafts:
+            await self._open()
         if not drafts:
             return []
         job = _Job(drafts, guard, asyncio.get_running_loop().create_future())
@@ -389,8 +418,7 @@ class SQLiteLog(Log):
                 with self._turn() as file:
                     self._commit(jobs, file)
             except Exception as error:
-                for job in jobs:
-                    job.resolve(None, error)
+                _resolve_all([(job, None, error) for job in jobs])
 
     def _commit(self, jobs: list[_Job], file: SQLiteFile) -> None:
         now = self._clock()
@@ -405,9 +433,8 @@ class SQLiteLog(Log):
         repeated = sum(len(stored) for _, stored, _ in answers if stored) - len(records)
         self._show(records, repeated=repeated)
         if records:
-            self._peers.say_last(self._last)
-        for job, stored, error in answers:
-            job.resolve(stored, error)
+            self._peers.say_last(self._last, self._appended_bytes)
+        _resolve_all(answers)
         self._trim_some(file, 2 * len(records) + 100)
 
     def _is_guarded(self, job: _Job, file: SQLiteFile, now: int) -> bool:
@@ -415,7 +442,7 @@ class SQLiteLog(Log):
         assert job.guard is not None
         if file.note(job.guard.key, now).revision == job.guard.revision:
             return True
-        job.resolve(None, Superseded())
+        _resolve_all([(job, None, Superseded())])
         return False
 
     def _place_all(
@@ -435,47 +462,43 @@ class SQLiteLog(Log):
         self, drafts: list[Record], known: dict[str, Record], fresh: dict[str, Record], now: int
     ) -> list[Record]:
         """The records of one batch as they are or will be stored; new ones are added to `fresh`."""
-        position = self._last + len(fresh)
-        mine: dict[str, Record] = {}
+        others = len(fresh)
         stored: list[Record] = []
         for draft in drafts:
-            record = known.get(draft.id) or fresh.get(draft.id) or mine.get(draft.id)
+            id_ = draft.id
+            record = known.get(id_) or fresh.get(id_)
             if record is None:
-                position += 1
-                record = mine[draft.id] = Record(position, *draft[1:8], now)
+                record = fresh[id_] = draft.placed(self._last + len(fresh) + 1, now)
             elif not record.says_the_same(draft):
-                raise IdConflict(draft.id)
+                while len(fresh) > others:
+                    fresh.popitem()  # the latest: nothing of this batch is stored
+                raise IdConflict(id_)
             stored.append(record)
-        fresh.update(mine)
         return stored
 
     def _show(self, records: list[Record], *, repeated: int) -> None:
         """Let everybody see what has been committed. In the writer's thread."""
         with self._lock:
-            self._add_recent(records)
+            self._appended_bytes += self._add_recent(records)
             if records:
                 if self._first_id is None:
-                    self._first_id = records[0].id
+                    self._first_id, self._first_time = records[0].id, records[0].time
                 self._last, self._last_id = records[-1].position, records[-1].id
-                self._appended_bytes += sum(record.size for record in records)
             self._appended += len(records)
             self._repeated += repeated
             followers = self._followers.of(records)
-        for follower in followers:
-            follower.notify()
+        notify_all(followers)
 
-    def _add_recent(self, records: list[Record]) -> None:
-        """Have the next records in memory as well. The lock is held."""
+    def _add_recent(self, records: list[Record]) -> int:
+        """Have the next records in memory as well; returns their bytes. The lock is held."""
         ring = self._ring
-        for record in records:
-            ring.add(record)
-        while len(ring) > _RECENT or (ring.bytes > _RECENT_BYTES and len(ring) > 1):
-            ring.drop_first()
+        added = ring.add(records)
+        ring.drop(ring.excess(_RECENT, _RECENT_BYTES))
+        return added
 
     def _drop_trimmed(self) -> None:
         """Have nothing in memory that has gone. The lock is held."""
-        while len(self._ring) and self._ring.first < self._first:
-            self._ring.drop_first()
+        self._ring.drop(min(len(self._ring), max(0, self._first - self._ring.first)))
 
     # Trimming.
 
@@ -500,7 +523,8 @@ class SQLiteLog(Log):
         excess = 0 if keep.count is None else self._last - self._first + 1 - keep.count
         too_many_bytes = 0 if keep.bytes is None else self._held_bytes - keep.bytes
         since = None if keep.age is None else now - int(keep.age * 1_000_000)
-        if excess <= 0 and too_many_bytes <= 0 and since is None:
+        # Whether any is aged, the first one says: what it said is remembered, not read each time.
+        if excess <= 0 and too_many_bytes <= 0 and (since is None or self._first_time > since):
             return False
         gone: list[Record] = []
         kept: list[int] = []
@@ -525,7 +549,8 @@ class SQLiteLog(Log):
         notes = file.kept()
         self._keeps.clear()
         for topic, after, _ in notes:
-            self._keeps[topic] = min(after, self._keeps.get(topic, after))
+            if topic is not None:
+                self._keeps[topic] = min(after, self._keeps.get(topic, after))
         gone: list[Record] = []
         kept: list[int] = []
         position = 0
@@ -599,7 +624,8 @@ class SQLiteLog(Log):
                     return False
                 self._peers.say_changed()
                 self._changes = self._peers.changes
-                self._kept_until = 0  # see again what is kept
+                if self._keeps or change.keep or change.gone or change.expires is not None:
+                    self._kept_until = 0  # see again what is kept
             self._notes_changed.set_off()
             return True
 
@@ -661,7 +687,12 @@ class SQLiteLog(Log):
         with self._lock:
             self._check_open()
             self._followers.add(follower)
+        self._attend()
         return follower
+
+    def _attend(self) -> None:
+        """Somebody waits for what other processes do."""
+        self._peers.attend()
 
     def _unfollow(self, follower: Follower) -> None:
         with self._lock:

@@ -6,9 +6,10 @@ event loop lets it. So a batch is written by as few statements as can be.
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -88,21 +89,36 @@ _MOST_LINES: Final = 50
 _AT_ONCE: Final = 256
 """Rows that go into one statement whatever their number, which is prepared for just that many."""
 
+_MORE_AT_ONCE: Final = (1000, 512, _AT_ONCE)
+"""Numbers of more rows than that which go into one statement, descending."""
+
 _SCANNED_AT_ONCE: Final = 1000
+
+_LITTLE: Final = 65_536
+"""Bytes that are too few for a database to grow."""
 
 _KNOWN_TOPICS: Final = 100_000
 """Topics whose numbers are kept in memory."""
 
 
 class Extent(NamedTuple):
-    """What there is: the first record and the last, and how many bytes were before and until."""
+    """What there is.
+
+    Attributes:
+        first: the position from which on everything is there.
+        first_id: id of the first record, which may have been kept from before that.
+        first_time: when the record at `first` was taken.
+        before: bytes of all records before that.
+        last: the position of the last record; the one before `first`, if there is none.
+        last_id: its id.
+    """
 
     first: int
     first_id: str | None
+    first_time: int
     before: int
     last: int
     last_id: str | None
-    until: int
 
 
 class SQLiteFile:
@@ -209,7 +225,9 @@ class SQLiteFile:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.Error as error:
-            if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+            text = str(error)
+            # Where it cannot grow what its processes share, it does not say that the disk is full.
+            if "is full" in text or ("I/O error" in text and _is_full(self.path.parent)):
                 raise LogFull(self.path) from error
             raise LogUnusable(self.path, _explain(error)) from error
 
@@ -220,7 +238,7 @@ class SQLiteFile:
         found: dict[str, Record] = {}
         for some in _pieces(ids):
             rows = self._connection.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE id IN ({_marks(len(some))})", some
+                f"SELECT {_COLUMNS}, NULL FROM records WHERE id IN ({_marks(len(some))})", some
             )
             found.update((record.id, record) for record in self._records(rows))
         return found
@@ -231,26 +249,33 @@ class SQLiteFile:
         Returns:
             False: none, for there are others with their ids.
         """
-        numbers = self._number([topic for record in records for topic in record.topics])
-        rows: list[tuple[Any, ...]] = []
-        places: list[tuple[int, int]] = []
+        together = dict.fromkeys(record.topics for record in records)  # few different ones
+        numbers = self._number([topic for topics in together for topic in topics])
+        rows: list[Any] = []  # one row's values after the other's
+        places: list[int] = []
         for record in records:
-            position, id_, topics, *rest = record
-            topic, all_topics = (numbers[topics[0]] if topics else None), None
-            if len(topics) > 1:
-                all_topics = json.dumps(topics)
-                places += ((numbers[other], position) for other in topics[1:])
-            rows.append((position, id_, topic, all_topics, *rest, before))
+            position, id_, topics, type_, private, body, metadata, timestamp, time = record
+            topic = all_topics = None
+            if topics:
+                topic = numbers[topics[0]]
+                if len(topics) > 1:
+                    all_topics = json.dumps(topics)
+                    for other in topics[1:]:
+                        places += (numbers[other], position)
+            rows += (
+                *(position, id_, topic, all_topics, type_, private),
+                *(body, metadata, timestamp, time, before),
+            )
             before += record.size
         statement = "INSERT INTO records VALUES "
         try:
-            if len(rows) <= _AT_ONCE and not places:
+            if _fits(len(records)) and not places:
                 with self._errors():  # one statement is a transaction of its own
-                    self._insert(statement, rows)
+                    self._insert(statement, 11, rows)
             else:
                 with self.transaction():
-                    self._insert(statement, rows)
-                    self._insert("INSERT INTO places VALUES ", places)
+                    self._insert(statement, 11, rows)
+                    self._insert("INSERT INTO places VALUES ", 2, places)
         except sqlite3.IntegrityError:
             return False
         return True
@@ -263,19 +288,20 @@ class SQLiteFile:
         missing = list(dict.fromkeys(topic for topic in topics if topic not in numbers))
         if missing:
             numbers.update(self._numbers_of(missing))
-            new = [(topic,) for topic in missing if topic not in numbers]
+            new = [topic for topic in missing if topic not in numbers]
             if new:
                 with self._errors():
-                    self._insert("INSERT INTO topics (name) VALUES ", new)
+                    self._insert("INSERT INTO topics (name) VALUES ", 1, new)
                 numbers.update(self._numbers_of(missing))
         return numbers
 
-    def _insert(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows, many to a statement."""
-        for some in _pieces(rows):
-            marks = f"({_marks(len(some[0]))})"
+    def _insert(self, statement: str, columns: int, values: Sequence[Any]) -> None:
+        """Insert rows of so many columns, many to a statement."""
+        marks = f"({_marks(columns)})"
+        for some in _pieces(range(len(values) // columns)):
             self._connection.execute(
-                statement + ",".join([marks] * len(some)), list(chain.from_iterable(some))
+                statement + ",".join([marks] * len(some)),
+                values[some[0] * columns : (some[-1] + 1) * columns],
             )
 
     def trim(self, gone: Sequence[Record], kept: Sequence[int], first: int) -> None:
@@ -378,36 +404,32 @@ class SQLiteFile:
         with self._errors():
             self._connection.execute("DELETE FROM notes WHERE expires <= ?", (now,))
 
-    def kept(self) -> list[tuple[str, int, int]]:
-        """Topics whose records are kept, after which position, and until when."""
+    def kept(self) -> list[tuple[str | None, int, int | None]]:
+        """The notes that keep a topic's records after a position, or go at a time."""
         return self._connection.execute(
-            "SELECT topic, after, expires FROM notes WHERE topic IS NOT NULL"
+            "SELECT topic, after, expires FROM notes WHERE topic IS NOT NULL OR expires IS NOT NULL"
         ).fetchall()
 
     # Reading.
 
     def extent(self) -> Extent:
         """What there is."""
-        first, first_id, before = self._connection.execute(
-            "SELECT first, (SELECT id FROM records ORDER BY position LIMIT 1),"
-            " (SELECT before FROM records WHERE position >= first ORDER BY position LIMIT 1)"
-            " FROM retained"
+        found = self._connection.execute(
+            "SELECT first, coalesce(time, 0), coalesce(before, 0),"
+            " (SELECT id FROM records ORDER BY position LIMIT 1),"
+            " (SELECT max(position) FROM records),"
+            " (SELECT id FROM records ORDER BY position DESC LIMIT 1)"
+            " FROM retained LEFT JOIN records ON position = first"
         ).fetchone()
-        last = self._connection.execute(
-            f"SELECT {_COLUMNS}, before FROM records ORDER BY position DESC LIMIT 1"
-        ).fetchall()
-        if not last:
-            return Extent(first, None, 0, first - 1, None, 0)
-        (record,) = self._records(last)
-        until = last[0][-1] + record.size
-        return Extent(first, first_id, before, record.position, record.id, until)
+        first, first_time, before, first_id, last, last_id = found
+        return Extent(first, first_id, first_time, before, last or first - 1, last_id)
 
-    def edges(self) -> tuple[int, int]:
-        """From where on everything is there; and the position of the last record, 0: none."""
-        first, last = self._connection.execute(
-            "SELECT first, (SELECT max(position) FROM records) FROM retained"
-        ).fetchone()
-        return first, last or first - 1
+    def bytes_until(self, position: int) -> int:
+        """How many bytes all records up to one there is had, by `Record.size`."""
+        rows = self._connection.execute(
+            f"SELECT {_COLUMNS}, before FROM records WHERE position = ?", (position,)
+        ).fetchall()
+        return rows[0][-1] + self._records(rows)[0].size if rows else 0
 
     def _first(self) -> int:
         """From where on everything is there."""
@@ -418,7 +440,8 @@ class SQLiteFile:
         """Records after a position."""
         return self._records(
             self._connection.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE position > ? ORDER BY position LIMIT ?",
+                f"SELECT {_COLUMNS}, NULL FROM records WHERE position > ?"
+                " ORDER BY position LIMIT ?",
                 (after, limit),
             )
         )
@@ -650,21 +673,21 @@ class SQLiteFile:
             self._connection.execute("ROLLBACK")
 
     def _records(self, rows: Iterable[Sequence[Any]]) -> list[Record]:
-        """The records of rows that begin with `_COLUMNS`."""
+        """The records of rows of `_COLUMNS` and one more value."""
         names = self._names
         found: list[Record] = []
+        new: Callable[[type[Record], tuple[Any, ...]], Record] = tuple.__new__
         for row in rows if isinstance(rows, list) else list(rows):
-            number, text = row[2], row[3]
+            position, id_, number, text, type_, private, body, metadata, timestamp, time, _ = row
             if text is not None:
                 topics = tuple(json.loads(text))
             elif number is None:
                 topics = ()
             else:
                 topics = names.get(number) or self._name(number)
-            private = row[5] == 1
-            found.append(
-                Record(row[0], row[1], topics, row[4], private, row[6], row[7], row[8], row[9])
-            )
+            # Not by `Record(...)`, which takes twice as long.
+            values = (position, id_, topics, type_, private == 1, body, metadata, timestamp, time)
+            found.append(new(Record, values))
         return found
 
     def _name(self, number: int) -> tuple[str, ...]:
@@ -687,9 +710,18 @@ def _pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     start = 0
     while start < len(items):
         left = len(items) - start
-        size = left if left <= _AT_ONCE else min(1024, 1 << left.bit_length() - 1)
+        size = left if _fits(left) else next(size for size in _MORE_AT_ONCE if size <= left)
         yield items[start : start + size]
         start += size
+
+
+def _fits(number: int) -> bool:
+    """Whether so many rows go into one statement."""
+    return number <= _AT_ONCE or number in _MORE_AT_ONCE
+
+
+def _is_full(directory: Path) -> bool:
+    return shutil.disk_usage(directory).free < _LITTLE
 
 
 def _explain(error: sqlite3.Error) -> str:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 from ..errors import StreamClosed, StreamingError
-from ..models import Event, Filter, Handler, Subscription
+from ..models import Event, EventType, Filter, Handler, Subscription
 from ..streams.base import Stream, StreamStatistics
 from ..streams.pump import Pump
 from ..streams.runner import SerialRunner
@@ -17,6 +17,7 @@ from .base import EARLIEST, LATEST, REPLAY_LIMIT, Log, Reader, as_record, gap_ev
 from .consumer import Consumer
 from .lease import LEASE
 from .record import Record
+from .run import Run, RunEvents, Runs, RunStatus, Source
 
 __all__ = ["LogStream"]
 
@@ -39,8 +40,7 @@ class LogStream(Stream):
 
     Args:
         log: the log, or its URL. One that is opened here is closed with the stream.
-        lease: seconds after which what one process holds, such as a consumer, is another's to
-            take, if the first was killed.
+        lease: seconds after which a run or a consumer whose process is not heard of is over.
 
     >>> async def main():
     ...     async with LogStream("memory://") as stream:
@@ -56,6 +56,7 @@ class LogStream(Stream):
         self._owns_log = isinstance(log, str)
         self.log = open_log(log) if isinstance(log, str) else log
         self.lease = lease
+        self._runs = Runs(self.log, lease, self._events_of)
         self._deliveries: dict[str, _Delivery] = {}
         self._consumers: set[Consumer] = set()
         # Those that have been unsubscribed and whose handler still runs.
@@ -246,6 +247,8 @@ class LogStream(Stream):
         """
         return _Events(self, partial(self._reader, topic, after, last, replay_limit))
 
+    # Consumers.
+
     def consumer(
         self,
         name: str,
@@ -271,6 +274,80 @@ class LogStream(Stream):
             commit_every=commit_every,
             commit_seconds=commit_seconds,
         )
+
+    # Runs.
+
+    async def run(
+        self,
+        topic: str,
+        source: Source,
+        *,
+        ttl: float = 3600.0,
+        event_type: str = EventType.MESSAGE,
+        private: bool = False,
+        once: bool = False,
+    ) -> Run:
+        """Record what an async iterator gives, in a task that does not depend on any reader.
+
+        The tokens of an answer, the steps of an agent, the rows of an export: each is an event of
+        the topic. The last event, ``stream.end``, says how it ended: in its data, ``state`` is
+        ``completed``, ``failed`` (then ``error`` says what was raised), ``cancelled`` (`stop`) or
+        ``interrupted`` (its process ended). Retention spares a run until `ttl` after its end.
+
+        A topic has one run at a time, in all processes that use the log. Whoever asks for a second
+        one joins the first; their `source` is closed.
+
+        Args:
+            topic: the topic of its events.
+            source: an async iterable of events or of JSON values, or a function that makes one,
+                which is called only when the run begins.
+            ttl: seconds after its end for which it is there to be read.
+            event_type: the type of the events that are made of values.
+            private: whether only who is authorized for the topic may read it.
+            once: whether to join a run that has ended as well, rather than begin another.
+
+        Raises:
+            TopicError: events cannot be published to the topic.
+            ValueError: `ttl` is below 0.
+            StreamClosed: the stream or the log has been closed.
+
+        >>> async def main(stream, model, question):
+        ...     run = await stream.run("answers.42", model.answer(question))
+        ...     async for event in run:
+        ...         print(event.data)
+        """
+        return await self._runs.start(
+            topic, source, ttl=ttl, event_type=event_type, private=private, once=once
+        )
+
+    def attach(self, topic: str, after: str | None = None) -> RunEvents:
+        """The events of a topic's run, as an async context manager of an async iterator.
+
+        Those there are, then those that come, until ``stream.end``, which is the last. Whoever is
+        past the end is given that at once.
+
+        Args:
+            topic: the run's topic.
+            after: begin after the event with this id; None: with the first of the run.
+
+        Raises:
+            UnknownRun: as the block is entered: the topic has no run, or none any more.
+            StreamClosed: the stream or the log has been closed.
+        """
+        return RunEvents(self._runs, topic, after)
+
+    async def stop(self, topic: str) -> bool:
+        """End the run of a topic, in whatever process it is; returns when it has ended.
+
+        False: there is none that goes on.
+        """
+        return await self._runs.stop(topic)
+
+    async def status(self, topic: str) -> RunStatus | None:
+        """How the run of a topic is doing; None: there is none, or it ended longer ago than ttl."""
+        return await self._runs.status(topic)
+
+    # Ending subscriptions.
 
     async def unsubscribe(self, subscription_id: str) -> bool:
         """End a subscription. A call of its handler that runs now is not interrupted.
@@ -325,6 +402,8 @@ class LogStream(Stream):
     async def aclose(self, *, drain: bool = True) -> None:
         """End the stream: let handlers deal with what was published, then end subscriptions.
 
+        Its runs are interrupted, and say so.
+
         Args:
             drain: False: handlers are interrupted, and what waits to be appended is given up, and
                 counted as dropped.
@@ -332,6 +411,7 @@ class LogStream(Stream):
         self._closed = True
         pumps = {delivery.pump for delivery in self._deliveries.values()} | self._leaving
         try:
+            await self._runs.aclose()
             if drain:
                 await self._outbox.drain()
                 for reader in tuple(self._open_readers):

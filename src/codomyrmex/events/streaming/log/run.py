@@ -1,0 +1,597 @@
+"""Runs: what an async iterator gives, recorded in a task that does not depend on any reader.
+
+A run is a note and a lease on it. Its events are appended under the lease, so that one which has
+been given up for dead can add nothing behind its own end. The end itself is an event, and has an
+id that only one event can have: whoever comes second to say how it ended finds that it is said.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
+
+from ..errors import IdConflict, StreamClosed, StreamingError, UnknownRun, shown
+from ..ids import uuid7
+from ..models import Event, create_event
+from ..streams.tasks import hold, release
+from ..subscribers import prime
+from ..topics import Exact, Selection, check_topic
+from .base import LATEST, Change, Log, Note, Reader, Start, as_record
+from .lease import Held, Lease, LeaseLost, seconds_left
+from .record import Record
+
+__all__ = ["END", "Run", "RunStatus", "Runs", "Source"]
+
+END: Final = "stream.end"
+"""Type of the last event of a run."""
+
+Source: TypeAlias = "AsyncIterable[Any] | Callable[[], AsyncIterable[Any]]"
+"""What is recorded: an async iterable of events or JSON values, or what makes one."""
+
+_State: TypeAlias = Literal["running", "completed", "failed", "cancelled", "interrupted"]
+
+_MOST_PENDING: Final = 1000
+"""Events that wait to be appended; then the source waits."""
+
+_TURN: Final = 64
+"""Events of a source that never waits, after which everybody else gets a turn."""
+
+_PATIENCE: Final = 5.0
+"""Seconds for which closing that is cancelled still waits for what it has interrupted."""
+
+_STOP_LASTS: Final = 60
+"""Seconds for which it is written that a run is to stop."""
+
+_logger = logging.getLogger("codomyrmex.events.streaming")
+
+
+class RunStatus(NamedTuple):
+    """How a run is doing.
+
+    Attributes:
+        id: name of the run.
+        state: ``running``; ``completed``: its source came to an end; ``failed``: its source
+            raised; ``cancelled``: it was stopped; ``interrupted``: its process ended, or hung.
+        error: what its source raised, as type and message.
+    """
+
+    id: str
+    state: _State
+    error: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it will come any more."""
+        return self.state != "running"
+
+
+class Run:
+    """A run, here or in another process. It goes on whatever becomes of this object.
+
+    Iterated over, it gives its events from the first one on, then those that come, and ends with
+    ``stream.end``.
+
+    Attributes:
+        id: name of the run.
+        topic: its topic.
+        is_new: whether it began with the call that returned this, rather than having been joined.
+    """
+
+    def __init__(self, runs: "Runs", topic: str, id_: str, *, is_new: bool) -> None:
+        self._runs = runs
+        self.id = id_
+        self.topic = topic
+        self.is_new = is_new
+
+    def __repr__(self) -> str:
+        return f"Run(topic={self.topic!r}, id={self.id!r})"
+
+    async def __aiter__(self) -> AsyncGenerator[Event, None]:
+        async with self.events() as events:
+            async for event in events:
+                yield event
+
+    def events(self, after: str | None = None) -> "RunEvents":
+        """Its events, as `LogStream.attach` gives them."""
+        return RunEvents(self._runs, self.topic, after)
+
+    async def wait(self) -> RunStatus:
+        """Wait until it is over, and return how it ended."""
+        return await self._runs.wait(self.topic, self.id)
+
+    async def stop(self) -> bool:
+        """`LogStream.stop`."""
+        return await self._runs.stop(self.topic)
+
+
+class Runs:
+    """The runs of a log: those of this process, and what is known of others'.
+
+    Args:
+        log: the log.
+        lease: seconds after which a run that is not heard of is over.
+        read: gives the events of a reader, which it closes.
+    """
+
+    def __init__(
+        self, log: Log, lease: float, read: Callable[[Reader], AsyncGenerator[Event, None]]
+    ) -> None:
+        self.log = log
+        self.lease = lease
+        self.read = read
+        self._producers: dict[str, _Producer] = {}
+        self._guards: dict[str, asyncio.Task[None]] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_swept = False
+        self._closed = False
+
+    # Beginning.
+
+    async def start(
+        self, topic: str, source: Source, *, ttl: float, event_type: str, private: bool, once: bool
+    ) -> Run:
+        """`LogStream.run`."""
+        check_topic(topic)
+        if ttl < 0:
+            raise ValueError(f"ttl is a number of seconds, 0 or more, not {ttl}")
+        await self._sweep()
+        changed = self.log._notes_changed
+        while True:
+            count = changed.count
+            note, status = await self._look(topic)
+            if status is None or (status.is_over and not once):
+                try:
+                    return await self._begin(topic, source, ttl, event_type, private)
+                except Held as held:  # it has said that it is over, and will let go
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(held.seconds):
+                            await changed.wait(count)
+            elif status.is_over or self._seconds_left(note):
+                await _close(source)
+                return Run(self, topic, status.id, is_new=False)
+            await self._interrupt(topic)
+
+    async def _begin(
+        self, topic: str, source: Source, ttl: float, event_type: str, private: bool
+    ) -> Run:
+        id_ = uuid7()
+        after = await self.log._end()
+
+        def begin(before: Mapping[str, Any]) -> dict[str, Any]:
+            if before.get("state") == "running":
+                raise Held(Note(_key(topic), {}), 0.0)
+            return {"run": id_, "state": "running", "after": after, "ttl": ttl}
+
+        lease = await Lease.take(
+            self.log,
+            _key(topic),
+            begin,
+            duration=self.lease,
+            lasts=ttl,
+            keep=(topic, after),
+        )
+
+        def record_of(item: Any) -> Record:
+            event = item if isinstance(item, Event) else create_event(item, event_type)
+            record = Record.of(event, topics=[topic], private=private)
+            return as_record(record, self.log.max_size)
+
+        producer = self._producers[topic] = _Producer(self, topic, lease, source, record_of)
+        lease.on_loss = producer.give_up
+        if self._watching is None:
+            self._watching = self._task(self._watch(), "stops")
+        return Run(self, topic, id_, is_new=True)
+
+    def _seconds_left(self, note: Note) -> float:
+        return seconds_left(note, self.log._now())
+
+    # What becomes of them.
+
+    async def _look(self, topic: str) -> tuple[Note, RunStatus | None]:
+        """The note of a topic's run, and how that is doing."""
+        note = await self.log._note(_key(topic))
+        value = note.value
+        if not value:
+            return note, None
+        status = RunStatus(value["run"], value["state"], value.get("error"))
+        if not status.is_over:  # or its end is there, and this will be written in an instant
+            with suppress(UnknownRun):
+                status = await said(self.log, topic, status.id)
+        return note, status
+
+    async def status(self, topic: str) -> RunStatus | None:
+        """`LogStream.status`."""
+        _, status = await self._look(topic)
+        return status
+
+    async def wait(self, topic: str, id_: str) -> RunStatus:
+        """Wait until a run is over."""
+        reader = Reader(self.log, Exact(topic))
+        try:
+            await reader.begin(LATEST)
+            status = await self.status(topic)
+            if status is None or status.id != id_ or status.is_over:
+                return await said(self.log, topic, id_)
+            self._guard(topic)
+            while (batch := await reader.read()) is not None:
+                for record in batch:
+                    if record.id == _end_id(id_):
+                        return _said_by(record)
+            raise StreamClosed("the log has been closed")
+        finally:
+            reader.close()
+
+    async def stop(self, topic: str) -> bool:
+        """`LogStream.stop`."""
+        status = await self.status(topic)
+        if status is None or status.is_over:
+            return False
+        producer = self._producers.get(topic)
+        if producer is not None:
+            producer.stop()
+        else:
+            expires = self.log._now() + _STOP_LASTS * 1_000_000
+            await self.log._change(Change(Note(f"stop:{status.id}", {}), expires=expires))
+        with suppress(UnknownRun):  # it ended meanwhile, and had no time to live after
+            await self.wait(topic, status.id)
+        return True
+
+    def ended(self, topic: str) -> None:
+        """A run of this process is over."""
+        del self._producers[topic]
+        if not self._producers and self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+    async def _watch(self) -> None:
+        """Stop those of this process of which others say so."""
+        changed = self.log._notes_changed
+        with suppress(StreamClosed):
+            while True:
+                count = changed.count
+                names = {note.key.removeprefix("stop:") for note in await self.log._notes("stop:")}
+                for producer in tuple(self._producers.values()):
+                    if producer.id in names:
+                        producer.stop()
+                await changed.wait(count)
+
+    # Those of processes that ended, or hang.
+
+    async def _sweep(self) -> None:
+        """Look after those that nobody may be looking after, once."""
+        if self._closed:
+            raise StreamClosed("the stream has been closed; it begins no more runs")
+        if not self._is_swept:
+            self._is_swept = True
+            for note in await self.log._notes("run:"):
+                if note.value["state"] == "running":
+                    self._guard(note.key.removeprefix("run:"))
+
+    def _guard(self, topic: str) -> None:
+        """See to it that a run which is over without having said so is told to be."""
+        if topic in self._guards or topic in self._producers or self._closed:
+            return
+        task = self._guards[topic] = self._task(self._wait_for_its_lease(topic), "guard")
+        task.add_done_callback(lambda _: self._guards.pop(topic, None))
+
+    async def _wait_for_its_lease(self, topic: str) -> None:
+        with suppress(StreamClosed):
+            while True:
+                note, status = await self._look(topic)
+                if status is None or status.is_over:
+                    return
+                left = self._seconds_left(note)
+                if not left:
+                    await self._interrupt(topic)
+                    return
+                await asyncio.sleep(left)
+
+    async def _interrupt(self, topic: str) -> None:
+        """Tell that a run was interrupted, unless it is told how it ended, or goes on."""
+        note = await self.log._note(_key(topic))
+
+        def still(before: Mapping[str, Any]) -> dict[str, Any]:
+            if before.get("run") != note.value.get("run") or before["state"] != "running":
+                raise _NotOver
+            return dict(before)
+
+        with suppress(Held, LeaseLost, _NotOver):
+            if note.value.get("state") == "running":
+                ttl, after = note.value["ttl"], note.value["after"]
+                lease = await Lease.take(
+                    self.log,
+                    note.key,
+                    still,
+                    duration=self.lease,
+                    lasts=ttl,
+                    keep=(topic, after),
+                )
+                try:
+                    await say_end(lease, topic, "interrupted", None)
+                finally:
+                    await lease.abandon()
+
+    def _task(self, work: Any, name: str) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work, name=f"codomyrmex-streaming run {name}")
+        hold(task)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        release(task)
+        self._tasks.discard(task)
+
+    async def aclose(self) -> None:
+        """End the runs of this process, as interrupted, and look after no others."""
+        self._closed = True
+        producers = tuple(self._producers.values())
+        for producer in producers:
+            producer.interrupt()
+        for guard in self._guards.values():
+            guard.cancel()
+        try:
+            await self._wait_for_tasks()
+        except asyncio.CancelledError:
+            # They are about to end, unless a source hangs that is being closed.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    await self._wait_for_tasks()
+            raise
+
+    async def _wait_for_tasks(self) -> None:
+        here = asyncio.get_running_loop()
+        while tasks := [task for task in self._tasks if task.get_loop() is here]:
+            await asyncio.wait(tasks)
+
+
+class _NotOver(StreamingError):
+    """A run goes on, or another one does."""
+
+
+class _Producer:
+    """A run of this process: takes from a source, and appends."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        topic: str,
+        lease: Lease,
+        source: Source,
+        record_of: Callable[[Any], Record],
+    ) -> None:
+        self.id: str = lease.state["run"]
+        self._runs = runs
+        self._topic = topic
+        self._lease = lease
+        self._source = source
+        self._record_of = record_of
+        self._pending: list[Record] = []
+        self._appending: asyncio.Task[None] | None = None
+        self._ends_as: _State | None = None
+        self._failure: BaseException | None = None
+        self._is_recording = False
+        self._loop = asyncio.get_running_loop()
+        self._task = runs._task(self._run(), self.id)
+
+    # How it ends, other than by itself.
+
+    def stop(self) -> None:
+        """End it as cancelled. From any thread."""
+        self._end_as("cancelled")
+
+    def interrupt(self) -> None:
+        """End it as interrupted. From any thread."""
+        self._end_as("interrupted")
+
+    def _end_as(self, state: _State) -> None:
+        if self._ends_as is None:
+            self._ends_as = state
+            with suppress(RuntimeError):  # its loop is closed
+                self._loop.call_soon_threadsafe(self._cancel)
+
+    def give_up(self) -> None:
+        """It was given up for dead: end it, and say nothing."""
+        self._failure = LeaseLost()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._is_recording:  # before that, it looks; and its end is to be said
+            self._task.cancel()
+
+    # What it does.
+
+    async def _run(self) -> None:
+        state: _State = self._ends_as or "completed"
+        error: str | None = None
+        try:
+            if self._ends_as is None and self._failure is None:
+                self._is_recording = True
+                await self._record_all()
+            else:
+                await _close(self._source)
+        except asyncio.CancelledError:
+            state = self._ends_as or "interrupted"
+        except Exception as raised:
+            self._failure = self._failure or raised
+        self._is_recording = False
+        try:
+            if isinstance(self._failure, LeaseLost):
+                _logger.warning("run %s of %s was given up for dead", self.id, shown(self._topic))
+                return
+            if self._failure is not None:
+                state, error = "failed", f"{type(self._failure).__name__}: {self._failure}"
+                _logger.error(
+                    "run %s of %s failed", self.id, shown(self._topic), exc_info=self._failure
+                )
+            await say_end(self._lease, self._topic, state, error)
+        except StreamingError:  # others will find that its lease is over
+            _logger.exception("the end of run %s could not be recorded", self.id)
+        finally:
+            await self._lease.abandon()
+            self._runs.ended(self._topic)
+
+    async def _record_all(self) -> None:
+        given: Any = self._source
+        source: AsyncIterable[Any] = given if hasattr(given, "__aiter__") else given()
+        count = 0
+        try:
+            async for item in source:
+                if isinstance(item, Event) and item.type == END and item.is_control:
+                    continue  # another run's, which readers would take for the end of this one
+                self._pending.append(self._record_of(item))
+                if self._appending is None or self._appending.done():
+                    self._appending = self._runs._task(self._append(), "appending")
+                if len(self._pending) >= _MOST_PENDING:
+                    await asyncio.wait([self._appending])
+                count += 1
+                if count % _TURN == 0:
+                    await asyncio.sleep(0)
+        finally:
+            # What the source has given is recorded, however it ended.
+            try:
+                if self._appending is not None:
+                    await asyncio.wait([self._appending])
+            finally:
+                await _close(source)
+
+    async def _append(self) -> None:
+        try:
+            while self._pending:
+                records, self._pending = self._pending, []
+                await self._lease.append(records)
+        except Exception as error:
+            if self._failure is None:
+                self._failure = error
+                self._cancel()
+
+
+class RunEvents:
+    """The events of a run: what `LogStream.attach` returns."""
+
+    def __init__(self, runs: Runs, topic: str, after: str | None) -> None:
+        self._runs = runs
+        self._topic = topic
+        self._after = after
+        self._events: AsyncGenerator[Event, None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._events is not None:
+            raise RuntimeError("attach() is entered once")
+        runs, log, topic = self._runs, self._runs.log, self._topic
+        await runs._sweep()
+        note, status = await runs._look(topic)
+        if status is None:
+            raise UnknownRun(topic)
+        reader = Reader(log, Exact(topic))
+        try:
+            start = await self._start(reader, note.value["after"])
+            is_past = self._after == _end_id(status.id)
+            if status.is_over:
+                end = (await log._locate(_end_id(status.id), reader.selection)).position
+                is_past = end is None or start.position >= end
+            else:
+                runs._guard(topic)
+            reader.begin_at(start, self._after)
+        except BaseException:
+            reader.close()
+            raise
+        self._events = prime(self._read(reader, _end_of(topic, status) if is_past else None))
+        return self
+
+    async def _start(self, reader: Reader, after: int) -> Start:
+        """Where to begin to read: at the cursor; or where the run began, which is after that."""
+        beginning = Start(after, after, None)
+        if self._after is None:
+            return beginning
+        start = await self._runs.log._begin(self._after, reader.selection)
+        if start.gap is not None and start.gap.reason == "unknown":
+            return beginning._replace(gap=start.gap)
+        return start
+
+    async def _read(self, reader: Reader, end: Event | None) -> AsyncGenerator[Event, None]:
+        events = prime(self._runs.read(reader))
+        try:
+            yield cast("Event", None)  # for prime
+            if end is not None:
+                yield end
+                return
+            async for event in events:
+                yield event
+                if event.type == END:
+                    return
+        finally:
+            await events.aclose()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._events is not None
+        await self._events.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._events is None:
+            raise RuntimeError("attach() is an async context manager: async with stream.attach(…)")
+        return await anext(self._events)
+
+
+def _key(topic: str) -> str:
+    return f"run:{topic}"
+
+
+def _end_id(run: str) -> str:
+    return f"{run}.end"
+
+
+def _end_of(topic: str, status: RunStatus) -> Event:
+    data = {"run": status.id, "state": status.state, "error": status.error}
+    return Event(_end_id(status.id), END, data, {"control": True, "topic": topic})
+
+
+def _said_by(end: Record) -> RunStatus:
+    data = end.event().data
+    return RunStatus(data["run"], data["state"], data["error"])
+
+
+async def say_end(lease: Lease, topic: str, state: _State, error: str | None) -> None:
+    """Record how a run ended, and let go of its lease."""
+    status = RunStatus(lease.state["run"], state, error)
+    try:
+        await lease.append([Record.of(_end_of(topic, status))])
+    except IdConflict:  # its process said so, and ended before it could let go
+        status = await said(lease.log, topic, status.id)
+    lease.state.update(state=status.state, error=status.error)
+    await lease.let_go(lasts=lease.state["ttl"])
+
+
+async def said(log: Log, topic: str, run: str) -> RunStatus:
+    """How a run ended, as its last event says.
+
+    Raises:
+        UnknownRun: there is no such event, or none any more.
+    """
+    selection = Selection(Exact(topic))
+    where = await log._locate(_end_id(run), selection)
+    if where.status != "found" or where.position is None:
+        raise UnknownRun(topic)
+    page = await log._page(where.position - 1, selection, 1, where.position)
+    return _said_by(page.records[0])
+
+
+async def _close(source: Source) -> None:
+    """Let a source end that nobody takes from any more."""
+    close = getattr(source, "aclose", None)
+    if close is not None:
+        try:
+            await close()
+        except Exception:
+            _logger.exception("the source of a run could not be closed")

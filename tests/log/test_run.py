@@ -1,0 +1,810 @@
+"""Runs: recorded whatever becomes of their readers, and ended by an event that says how."""
+
+import asyncio
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from codomyrmex.events.streaming import (
+    Event,
+    LogFull,
+    LogUnusable,
+    StreamClosed,
+    TopicError,
+    UnknownRun,
+    create_event,
+)
+from codomyrmex.events.streaming.log import (
+    LATEST,
+    LogStream,
+    MemoryLog,
+    Record,
+    Retention,
+    Run,
+    RunStatus,
+    SQLiteLog,
+)
+from codomyrmex.events.streaming.log.base import Change, Note, Start
+from codomyrmex.events.streaming.testing import cancel_at_every_await, run
+from codomyrmex.events.streaming.topics import Selection
+from tests.conformance.test_logs import events, read_all
+
+PATIENCE = 30.0  # seconds of real time for what must happen soon
+
+WORDS = ["nothing", "is", "lost", "in", "silence"]
+
+
+def loop_clock() -> int:
+    return int(asyncio.get_running_loop().time() * 1_000_000) + 1_700_000_000_000_000
+
+
+def new_log(**options: Any) -> MemoryLog:
+    """A log whose time of day is the loop's."""
+    return MemoryLog(clock=loop_clock, **options)
+
+
+async def speak(seconds: float = 1.0) -> AsyncGenerator[str, None]:
+    for word in WORDS:
+        await asyncio.sleep(seconds)
+        yield word
+
+
+async def for_ever() -> AsyncGenerator[int, None]:
+    number = 0
+    while True:
+        yield number
+        number += 1
+        await asyncio.sleep(1)
+
+
+async def text(events: AsyncIterator[Event]) -> tuple[list[Any], Any]:
+    """What a reader ends up with, and what the last event says of the end."""
+    found = [event async for event in events]
+    assert found[-1].type == "stream.end"
+    assert found[-1].is_control
+    return [event.data for event in found[:-1]], found[-1].data["state"]
+
+
+async def read(stream: LogStream, topic: str, after: str | None = None) -> tuple[list[Any], Any]:
+    async with stream.attach(topic, after) as events:
+        return await text(events)
+
+
+class TestReaders:
+    async def test_attach_at_any_time_and_all_get_the_whole(self) -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", speak())
+            assert run.is_new
+            reading = [asyncio.create_task(read(stream, "answer"))]
+            for _ in WORDS:
+                await asyncio.sleep(1)
+                reading.append(asyncio.create_task(text(aiter(run))))
+            reading.append(asyncio.create_task(read(stream, "answer")))
+            for task in reading:
+                assert await task == (WORDS, "completed")
+            assert await read(stream, "answer") == (WORDS, "completed")
+
+    async def test_goes_on_though_nobody_reads(self) -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", speak())
+            async with run.events() as events:
+                assert (await anext(events)).data == WORDS[0]
+            assert await run.wait() == RunStatus(run.id, "completed")
+            assert await text(aiter(run)) == (WORDS, "completed")
+
+    async def test_one_that_was_cut_off_goes_on_at_its_cursor(self) -> None:
+        async with LogStream(new_log()) as stream:
+            await stream.run("answer", speak())
+            found: list[Any] = []
+            cursor: str | None = None
+            while True:
+                async with stream.attach("answer", cursor) as events:
+                    event = await anext(events)  # and then the connection is cut
+                if event.type == "stream.end":
+                    break
+                found.append(event.data)
+                cursor = event.id
+            assert found == WORDS
+
+    async def test_one_past_the_end_is_told_so_at_once(self) -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", speak())
+            async with run.events() as events:
+                ids = [event.id async for event in events]
+            await stream.publish(create_event("afterwards", topic="answer"))
+            for cursor in (ids[-2], ids[-1], (await stream.log.read(LATEST)).cursor):
+                async with asyncio.timeout(0.5):
+                    assert await read(stream, "answer", cursor) == ([], "completed")
+
+    async def test_one_that_knows_of_the_end_before_the_log_is_told_so_too(self) -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", for_ever())
+            async with run.events(after=f"{run.id}.end") as events:
+                assert (await anext(events)).type == "stream.end"
+
+    async def test_what_others_publish_to_the_topic_is_read_as_well(self) -> None:
+        async with LogStream(new_log()) as stream:
+            await stream.publish(create_event("before", topic="answer"))
+            run = await stream.run("answer", speak())
+            await asyncio.sleep(1.5)
+            await stream.publish(create_event("hm", topic="answer"))
+            assert await text(aiter(run)) == ([WORDS[0], "hm", *WORDS[1:]], "completed")
+
+    async def test_a_cursor_that_is_unknown_is_a_gap_and_the_whole_run(self) -> None:
+        async with LogStream(new_log()) as stream:
+            await stream.publish(create_event("before", topic="answer"))
+            await stream.run("answer", speak())
+            (gap, *found), state = await read(stream, "answer", "never")
+            assert (gap["after"], gap["reason"]) == ("never", "unknown")
+            assert (found, state) == (WORDS, "completed")
+
+    async def test_of_a_topic_without_a_run_is_refused(self) -> None:
+        async with LogStream(new_log()) as stream:
+            await stream.publish(create_event("event", topic="answer"))
+            with pytest.raises(UnknownRun, match="no run of topic 'answer' is known") as caught:
+                await read(stream, "answer")
+            assert caught.value.topic == "answer"
+            assert await stream.status("answer") is None
+            assert not await stream.stop("answer")
+
+    async def test_attach_is_entered_once_and_is_a_context_manager(self) -> None:
+        async with LogStream(new_log()) as stream:
+            await stream.run("answer", speak())
+            attached = stream.attach("answer")
+            with pytest.raises(RuntimeError, match="async with"):
+                await anext(attached)
+            async with attached:
+                with pytest.raises(RuntimeError, match="once"):
+                    await attached.__aenter__()
+
+
+class TestSources:
+    async def test_give_values_or_events(self) -> None:
+        async def source() -> AsyncIterator[Any]:
+            yield {"step": 1}
+            yield Event(id="mine", type="tool.call", data=2, metadata={"topic": "else", "by": "x"})
+            yield create_event(3)
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("agent", source, event_type="agent.step", private=True)
+            async with run.events() as events:
+                found = [event async for event in events]
+            assert [event.data for event in found[:-1]] == [{"step": 1}, 2, 3]
+            assert [event.type for event in found[:-1]] == ["agent.step", "tool.call", "message"]
+            assert found[1].id == "mine"
+            assert found[1].metadata == {"topic": "agent", "by": "x"}
+            assert all(record.private for record in (await stream.log.read()).records[:-1])
+
+    async def test_that_never_wait_leave_turns_to_others(self) -> None:
+        async def source() -> AsyncIterator[int]:
+            for number in range(5000):
+                yield number
+
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async with LogStream(new_log()) as stream:
+            task = asyncio.create_task(others())
+            assert await text(aiter(await stream.run("rows", source()))) == (
+                list(range(5000)),
+                "completed",
+            )
+            assert turns > 50
+            task.cancel()
+
+    async def test_wait_while_too_much_is_to_be_appended(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = 0
+
+        async def source() -> AsyncIterator[int]:
+            nonlocal given
+            for number in range(10_000):
+                given += 1
+                yield number
+
+        class Slow(MemoryLog):
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
+                await asyncio.sleep(60)
+                return await super()._append(drafts, guard)
+
+        async with LogStream(Slow(clock=loop_clock), lease=1000) as stream:
+            run = await stream.run("rows", source())
+            await asyncio.sleep(59)
+            assert given < 2100
+            assert await text(aiter(run)) == (list(range(10_000)), "completed")
+
+    async def test_that_raise_end_it_as_failed_after_what_they_gave(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def source() -> AsyncIterator[str]:
+            yield "some"
+            raise ValueError("the model is down")
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", source())
+            with caplog.at_level(logging.ERROR):
+                assert await run.wait() == RunStatus(
+                    run.id, "failed", "ValueError: the model is down"
+                )
+            assert await text(aiter(run)) == (["some"], "failed")
+            assert await stream.status("answer") == await run.wait()
+            assert "Traceback" in caplog.text
+
+    @pytest.mark.parametrize("value", [float("nan"), object()])
+    async def test_that_give_what_is_not_json_end_it_as_failed(self, value: Any) -> None:
+        async def source() -> AsyncIterator[Any]:
+            yield "some"
+            yield value
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", source())
+            status = await run.wait()
+            assert status.state == "failed"
+            assert status.error is not None
+            assert status.error.startswith("EncodeError: ")
+            assert await text(aiter(run)) == (["some"], "failed")
+
+    async def test_may_be_the_run_of_another_log(self) -> None:
+        async with LogStream(new_log()) as one, LogStream(new_log()) as other:
+            await one.run("answer", speak())
+            async with one.attach("answer") as events:
+                run = await other.run("copy", events)
+                await asyncio.sleep(2.5)
+                await one.stop("answer")
+                await run.wait()
+            assert await text(aiter(run)) == (WORDS[:2], "completed")
+
+    async def test_that_cannot_be_closed_are_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Source:
+            def __aiter__(self) -> AsyncIterator[int]:
+                return self
+
+            async def __anext__(self) -> int:
+                raise StopAsyncIteration
+
+            async def aclose(self) -> None:
+                raise ValueError("not now")
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", Source())
+            assert (await run.wait()).state == "completed"
+        assert "could not be closed" in caplog.text
+
+    async def test_topic_and_ttl_are_checked(self) -> None:
+        async with LogStream(new_log()) as stream:
+            source = speak()
+            with pytest.raises(TopicError):
+                await stream.run("answers.*", source)
+            with pytest.raises(ValueError, match="ttl is a number of seconds"):
+                await stream.run("answer", source, ttl=-1)
+            await source.aclose()
+
+
+class TestOneAtATime:
+    async def test_the_second_asker_joins_the_first(self) -> None:
+        async with LogStream(new_log()) as stream:
+            runs = await asyncio.gather(*(stream.run("answer", speak()) for _ in range(5)))
+            assert sum(each.is_new for each in runs) == 1
+            assert len({each.id for each in runs}) == 1
+            for each in runs:
+                assert await text(aiter(each)) == (WORDS, "completed")
+
+    async def test_one_that_has_ended_is_followed_by_another_or_joined(self) -> None:
+        async with LogStream(new_log()) as stream:
+            first = await stream.run("answer", speak())
+            await first.wait()
+            joined = await stream.run("answer", speak, once=True)
+            assert (joined.id, joined.is_new) == (first.id, False)
+            second = await stream.run("answer", speak())
+            assert second.is_new
+            assert await text(aiter(second)) == (WORDS, "completed")
+            assert (await first.wait()).id == first.id
+            assert len(await read_all(stream.log, topics="answer")) == 2 * len(WORDS) + 2
+
+    async def test_who_was_in_the_first_as_the_second_began_reads_its_end(self) -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", speak())
+            async with run.events() as events:
+                cursor = (await anext(events)).id
+            await run.wait()
+            await stream.run("answer", for_ever())
+            assert await read(stream, "answer", cursor) == (WORDS[1:], "completed")
+
+    async def test_those_of_different_topics_do_not_know_each_other(self) -> None:
+        async with LogStream(new_log()) as stream:
+            runs = [await stream.run(f"answers.{n}", speak(0.1 * (n + 1))) for n in range(20)]
+            for each in runs:
+                assert await text(aiter(each)) == (WORDS, "completed")
+
+    async def test_two_streams_of_one_log_are_as_two_processes(self) -> None:
+        log = new_log()
+        async with LogStream(log) as one, LogStream(log) as other:
+            first = await one.run("answer", speak())
+            second = await other.run("answer", speak())
+            assert (second.id, second.is_new) == (first.id, False)
+            assert await text(aiter(second)) == (WORDS, "completed")
+            assert await second.wait() == await first.wait()
+
+
+class TestStopping:
+    async def test_ends_it_as_cancelled_and_its_source_is_closed(self) -> None:
+        closed = False
+
+        async def source() -> AsyncIterator[str]:
+            nonlocal closed
+            try:
+                yield "some"
+                await asyncio.sleep(1000)
+            finally:
+                closed = True
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", source())
+            await asyncio.sleep(1)
+            assert await stream.stop("answer")
+            assert closed
+            assert await text(aiter(run)) == (["some"], "cancelled")
+            assert not await run.stop()
+            assert (await run.wait()).state == "cancelled"
+
+    async def test_before_it_began_closes_its_source(self) -> None:
+        async with LogStream(new_log()) as stream:
+            source = speak()
+            run = await stream.run("answer", source)
+            assert await run.stop()
+            assert await text(aiter(run)) == ([], "cancelled")
+            with pytest.raises(StopAsyncIteration):
+                await anext(source)
+
+    async def test_works_from_another_process(self) -> None:
+        log = new_log()
+        async with LogStream(log) as one, LogStream(log) as other:
+            run = await one.run("answer", for_ever())
+            another = await one.run("another", for_ever())
+            await asyncio.sleep(2.5)
+            async with asyncio.timeout(0.1):
+                assert await other.stop("answer")
+            assert await text(aiter(run)) == ([0, 1, 2], "cancelled")
+            assert not (await one.status("another")).is_over  # type: ignore[union-attr]
+            await another.stop()
+
+    async def test_of_one_without_a_time_to_live_does_not_wait_for_ever(self) -> None:
+        log = new_log()
+        async with LogStream(log) as one, LogStream(log) as other:
+            await one.run("answer", for_ever(), ttl=0)
+            assert await other.stop("answer")
+            await asyncio.sleep(1)
+            assert await other.status("answer") is None
+
+    async def test_the_stream_ends_its_runs_as_interrupted(self) -> None:
+        log = new_log()
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", for_ever())
+            await asyncio.sleep(1.5)
+        with pytest.raises(StreamClosed):
+            await stream.run("answer", speak)
+        with pytest.raises(StreamClosed):
+            await read(stream, "answer")
+        async with LogStream(log) as stream:
+            assert await read(stream, "answer") == ([0, 1], "interrupted")
+            again = await stream.run("answer", speak())
+            assert again.id != run.id
+
+    def test_so_does_the_end_of_the_event_loop(self) -> None:
+        log = MemoryLog()
+
+        async def begin() -> None:
+            await LogStream(log).run("answer", for_ever())
+            await asyncio.sleep(0.5)
+
+        async def look() -> Any:
+            async with LogStream(log) as stream:
+                return await read(stream, "answer")
+
+        asyncio.run(begin())
+        assert asyncio.run(look()) == ([0], "interrupted")
+
+    async def test_waiting_ends_when_the_log_is_closed(self) -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", for_ever())
+            waiting = asyncio.create_task(run.wait())
+            await asyncio.sleep(0.5)
+            await stream.log.close()
+            with pytest.raises(StreamClosed):
+                await waiting
+
+
+class Crash(LogStream):
+    """A stream whose process is killed, as far as its log can tell."""
+
+    async def crash(self) -> None:
+        for producer in tuple(self._runs._producers.values()):
+            await producer._lease.abandon()
+            producer._lease.lost = True
+            producer.give_up()
+        await asyncio.sleep(0)
+
+
+class TestProcessesThatEnd:
+    async def test_readers_elsewhere_are_told_within_the_lease(self) -> None:
+        log = new_log()
+        loop = asyncio.get_running_loop()
+        async with LogStream(log) as other:
+            dying = Crash(log)
+            await dying.run("answer", for_ever())
+            reading = asyncio.create_task(read(other, "answer"))
+            waiting = asyncio.create_task((await other.run("answer", speak())).wait())
+            await asyncio.sleep(21.5)
+            await dying.crash()
+            crashed = loop.time()
+            assert await reading == (list(range(22)), "interrupted")
+            assert loop.time() - crashed <= 15.1
+            assert (await waiting).state == "interrupted"
+            await dying.aclose()
+
+    async def test_whoever_asks_for_another_finds_it(self) -> None:
+        log = new_log()
+        dying = Crash(log)
+        first = await dying.run("answer", for_ever())
+        await asyncio.sleep(2.5)
+        await dying.crash()
+        async with LogStream(log) as stream:
+            joined = await stream.run("answer", speak())
+            assert joined.id == first.id  # it may be alive
+            await asyncio.sleep(30)
+            # What was found by looking after it has been told; a new one may begin.
+            assert (await joined.wait()).state == "interrupted"
+            second = await stream.run("answer", speak())
+            assert second.is_new
+            assert await text(aiter(second)) == (WORDS, "completed")
+        await dying.aclose()
+
+    @pytest.mark.parametrize("once", [False, True])
+    async def test_one_that_nobody_looked_after_is_told_to_be_over_first(self, once: bool) -> None:
+        log = new_log()
+        dying = Crash(log)
+        first = await dying.run("answer", for_ever())
+        await asyncio.sleep(2.5)
+        await dying.crash()
+        await asyncio.sleep(60)
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak(), once=once)
+            assert run.is_new is not once
+            assert (await Run(stream._runs, "answer", first.id, is_new=False).wait()) == RunStatus(
+                first.id, "interrupted"
+            )
+        await dying.aclose()
+
+    async def test_those_left_behind_are_found_by_the_next_process(self) -> None:
+        log = new_log()
+        dying = Crash(log)
+        for number in range(3):
+            await dying.run(f"answers.{number}", for_ever())
+        await asyncio.sleep(2.5)
+        await dying.crash()
+        async with LogStream(log) as stream:
+            async with stream.events("answers.*") as events:
+                await stream.run("another", speak())
+                found = [await anext(events) for _ in range(3)]
+            assert {event.metadata["topic"] for event in found} == {
+                f"answers.{number}" for number in range(3)
+            }
+            assert {event.data["state"] for event in found} == {"interrupted"}
+        await dying.aclose()
+
+    async def test_one_that_was_killed_after_it_said_how_it_ended(self) -> None:
+        log = new_log()
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak())
+            await run.wait()
+            # As if it had not come to writing that down.
+            note = await log._note("run:answer")
+            value = {**note.value, "state": "running", "expires": loop_clock() + 1_000_000}
+            await log._change(
+                Change(Note(note.key, value, note.revision), expires=loop_clock() + 10**9)
+            )
+            async with LogStream(log) as other:
+                assert await read(other, "answer") == (WORDS, "completed")
+                await asyncio.sleep(2)
+                assert await other.status("answer") == RunStatus(run.id, "completed")
+
+    async def test_one_that_was_given_up_for_dead_adds_nothing_behind_its_end(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = new_log()
+        hung, other = LogStream(log), LogStream(log)
+        await hung.run("answer", for_ever())
+        await asyncio.sleep(2.5)
+        (producer,) = hung._runs._producers.values()
+        await producer._lease.abandon()  # it hangs for a while, and does not renew it
+        loop = asyncio.get_running_loop()
+        loop.call_later(15, lambda: producer._pending.append(producer._record_of("late")))
+        assert await read(other, "answer") == (list(range(15)), "interrupted")
+        await asyncio.sleep(60)
+        assert len(await read_all(log, topics="answer", limit=100)) == 16
+        assert "given up for dead" in caplog.text
+        await hung.aclose()
+        await other.aclose()
+
+    async def test_one_that_finds_out_by_renewing_ends(self) -> None:
+        log = new_log()
+        async with LogStream(log) as stream:
+
+            async def source() -> AsyncIterator[str]:
+                yield "some"
+                await asyncio.sleep(10_000)
+
+            await stream.run("answer", source())
+            await asyncio.sleep(1)
+            note = await log._note("run:answer")
+            await log._change(Change(Note(note.key, {**note.value, "holder": "x"}, note.revision)))
+            await asyncio.sleep(6)
+            assert not stream._runs._producers
+
+    async def test_a_full_disk_ends_it_and_leaves_the_rest_to_others(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Full(MemoryLog):
+            is_full = False
+
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
+                if self.is_full:
+                    raise LogFull("events.db")
+                return await super()._append(drafts, guard)
+
+        log = Full(clock=loop_clock)
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", for_ever())
+            await asyncio.sleep(2.5)
+            log.is_full = True
+            await asyncio.sleep(1)
+            assert "could not be recorded" in caplog.text
+            log.is_full = False
+            reading = asyncio.create_task(read(stream, "answer"))
+            assert await reading == ([0, 1, 2], "interrupted")
+            assert (await run.wait()).state == "interrupted"
+
+    async def test_so_does_one_that_begins_another(self) -> None:
+        log = new_log()
+        async with LogStream(log) as stream:
+            first = await stream.run("answer", speak())
+            await first.wait()
+            note = await log._note("run:answer")
+            value = {**note.value, "state": "running", "expires": loop_clock() - 1}
+            await log._change(Change(Note(note.key, value, note.revision)))
+            async with LogStream(log) as other:
+                second = await other.run("answer", speak())
+                assert second.is_new
+                assert await text(aiter(second)) == (WORDS, "completed")
+            assert [each.id for each in await log.read(limit=100) if each.type == "stream.end"] == [
+                f"{first.id}.end",
+                f"{second.id}.end",
+            ]
+
+    async def test_two_who_find_it_tell_it_once(self) -> None:
+        class Slow(MemoryLog):
+            """The second who looks is told what was so before the first had done it."""
+
+            looked: ClassVar[list[Note]] = []
+
+            async def _note(self, key: str) -> Note:
+                note = await super()._note(key)
+                if self.looked:
+                    return self.looked.pop()
+                return note
+
+        log = Slow(clock=loop_clock)
+        dying = Crash(log)
+        await dying.run("answer", for_ever())
+        await dying.crash()
+        await asyncio.sleep(60)
+        before = await log._note("run:answer")
+        async with LogStream(log) as one:
+            await one._runs._interrupt("answer")
+            log.looked.append(before)
+            await one._runs._interrupt("answer")
+            assert len(await read_all(log)) == 2
+        await dying.aclose()
+
+    async def test_a_log_that_fails_is_told_of(self) -> None:
+        class Failing(MemoryLog):
+            async def _begin(self, after: str, selection: Selection) -> Start:
+                raise LogUnusable("events.db", "it is damaged")
+
+        log = Failing(clock=loop_clock)
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak())
+            assert repr(run) == f"Run(topic='answer', id={run.id!r})"
+            with pytest.raises(LogUnusable):
+                await read(stream, "answer", "cursor")
+            assert log.statistics().readers == 0
+
+
+class TestRetention:
+    async def test_spares_a_run_until_its_end_and_its_time_to_live(self) -> None:
+        log = new_log(retention=Retention(count=5))
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak(10), ttl=100)
+            for number in range(20):
+                await asyncio.sleep(5)
+                for each in events(*(f"busy/{number}.{part}" for part in range(10))):
+                    await stream.publish(each)
+            assert await text(aiter(run)) == (WORDS, "completed")
+            await asyncio.sleep(100)
+            await stream.publish(create_event("busy"))
+            await log.trim()
+            assert await read_all(log, topics="answer") == []
+            with pytest.raises(UnknownRun):
+                await read(stream, "answer")
+            with pytest.raises(UnknownRun):
+                await run.wait()
+
+    async def test_forgets_what_stopped_runs_leave_behind(self) -> None:
+        log = new_log()
+        async with LogStream(log) as one, LogStream(log) as other:
+            for number in range(5):
+                await one.run(f"answers.{number}", for_ever(), ttl=10)
+                await other.stop(f"answers.{number}")
+            await asyncio.sleep(100)
+            await log.trim()
+            assert not log._notes_by_key
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "MemoryLog": lambda path: MemoryLog(),
+    "SQLiteLog": lambda path: SQLiteLog(path, durability="normal"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.real_time
+async def test_works_on_every_log(kind: str, tmp_path: Path) -> None:
+    async with KINDS[kind](tmp_path / "events.db") as log, LogStream(log) as stream:
+        runs = [await stream.run(f"answers.{n}", speak(0.002)) for n in range(20)]
+        found = await asyncio.gather(*(text(aiter(each)) for each in runs for _ in range(5)))
+        assert found == [(WORDS, "completed")] * 100
+        run = await stream.run("long", for_ever())
+        async with run.events() as events:
+            await anext(events)
+        await run.stop()
+        assert (await run.wait()).state == "cancelled"
+        assert await read(stream, "long") == ([0], "cancelled")
+
+
+async def test_closing_that_is_cancelled_does_not_wait_for_ever_for_a_source_that_hangs() -> None:
+    let_go = asyncio.Event()
+
+    async def hangs() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.sleep(10_000)
+        finally:
+            await let_go.wait()
+
+    stream = LogStream(new_log())
+    await stream.run("answer", hangs())
+    await asyncio.sleep(1)
+    closing = asyncio.create_task(stream.aclose())
+    await asyncio.sleep(1)
+    closing.cancel()
+    await asyncio.sleep(4)
+    assert not closing.done()
+    await asyncio.sleep(2)
+    assert closing.cancelled()
+    let_go.set()
+    await stream.aclose()
+
+
+def test_cancelled_anywhere_it_leaves_nothing() -> None:
+    async def scenario() -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", speak())
+            async with run.events() as events:
+                await anext(events)
+            await stream.stop("answer")
+            await stream.run("answer", speak, once=True)
+
+    cancel_at_every_await(scenario)
+
+
+def test_beginning_that_was_cancelled_holds_nobody_up() -> None:
+    async def scenario() -> None:
+        log = new_log()
+
+        async def begin() -> None:
+            async with LogStream(log) as stream:
+                await stream.run("answer", speak())
+
+        for steps in range(12):
+            task = asyncio.create_task(begin())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            async with LogStream(log) as stream, asyncio.timeout(10):
+                run = await stream.run("answer", speak())
+                await run.wait()
+
+    run(scenario())
+
+
+PRODUCER = """
+import asyncio, sys
+from codomyrmex.events.streaming.log import LogStream, SQLiteLog
+
+async def numbers():
+    number = 0
+    while True:
+        yield number
+        number += 1
+        await asyncio.sleep(0.01)
+
+async def main():
+    log = SQLiteLog(sys.argv[1], durability="normal")
+    async with log, LogStream(log, lease=0.6) as stream:
+        await stream.run("answer", numbers())
+        print("there", flush=True)
+        await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.real_time
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no such signal")
+class TestOtherProcesses:
+    def start(self, path: Path) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PRODUCER), str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        return process
+
+    async def test_one_that_is_killed_is_told_to_be_interrupted(self, tmp_path: Path) -> None:
+        path = tmp_path / "events.db"
+        process = await asyncio.to_thread(self.start, path)
+        log = SQLiteLog(path, durability="normal")
+        async with (
+            log,
+            LogStream(log, lease=0.6) as stream,
+            stream.attach("answer") as events,
+        ):
+            found = [(await anext(events)).data for _ in range(20)]
+            process.kill()
+            found += [event.data async for event in events]
+        process.communicate()
+        assert found[-1]["state"] == "interrupted"
+        assert found[:-1] == list(range(len(found) - 1))
+
+    async def test_one_is_stopped_from_elsewhere(self, tmp_path: Path) -> None:
+        path = tmp_path / "events.db"
+        process = await asyncio.to_thread(self.start, path)
+        log = SQLiteLog(path, durability="normal")
+        async with log, LogStream(log, lease=0.6) as stream:
+            async with asyncio.timeout(PATIENCE):
+                assert await stream.stop("answer")
+            assert (await stream.status("answer")).state == "cancelled"  # type: ignore[union-attr]
+        process.kill()
+        process.communicate()
