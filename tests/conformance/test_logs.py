@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -599,6 +600,81 @@ class TestGaps:
             assert found[0].missed in (7, None)
 
 
+def at(clock: Clock, seconds: float = 0.0) -> datetime:
+    return datetime.fromtimestamp(clock.now / 1_000_000, UTC) + timedelta(seconds=seconds)
+
+
+class TestTimes:
+    """From a time to a place."""
+
+    async def test_the_first_event_at_or_after_it_is_next(self, open_log: OpenLog) -> None:
+        clock = Clock()
+        async with open_log(clock=clock) as log:
+            assert await log.cursor_at(at(clock)) == EARLIEST
+            for number in range(50):
+                await log.append(events(f"{number}/a", f"{number}/b"))
+                clock.pass_by(10)
+            start = at(clock, -500)
+            for number in range(50):
+                exactly = start + timedelta(seconds=10 * number)
+                for when in (exactly, exactly - timedelta(microseconds=1)):
+                    batch = await log.read(await log.cursor_at(when), limit=1)
+                    assert (ids(batch), batch.gap) == ([f"{number}/a"], None)
+            assert await log.cursor_at(start) == EARLIEST
+            elsewhere = (start + timedelta(seconds=10)).astimezone(timezone(timedelta(hours=9)))
+            assert await log.cursor_at(elsewhere) == "0/b"
+            assert await log.cursor_at(at(clock)) == "49/b"
+            await log.append(events("later"))
+            assert ids(await log.read("49/b")) == ["later"]
+
+    async def test_what_was_trimmed_is_not_found_by_it(self, open_log: OpenLog) -> None:
+        clock = Clock()
+        async with open_log(retention=Retention(count=3), clock=clock) as log:
+            for number in range(10):
+                await log.append(events(str(number)))
+                clock.pass_by(1)
+            await log.trim()
+            assert await log.cursor_at(at(clock, -10)) == EARLIEST
+            assert await log.cursor_at(at(clock, -2)) == "7"
+
+    async def test_it_is_found_among_what_notes_keep(self, open_log: OpenLog) -> None:
+        clock = Clock()
+        async with open_log(retention=Retention(count=2), clock=clock) as log:
+            await log._change(Change(Note("run", {}), keep=("run", 0)))
+            for number in range(40):
+                await log.append(events(f"{'run' if number % 10 == 5 else 'x'}/{number}"))
+                clock.pass_by(1)
+            await log.trim()
+            assert await read_all(log) == ["run/5", "run/15", "run/25", "run/35", "x/38", "x/39"]
+            found = [await log.cursor_at(at(clock, seconds - 40)) for seconds in range(41)]
+        assert found[:6] == [EARLIEST] * 6
+        assert found[6:16] == ["run/5"] * 10
+        assert found[26:36] == ["run/25"] * 10
+        assert found[36:39] == ["run/35"] * 3
+        assert found[39:] == ["x/38", "x/39"]
+
+    async def test_where_the_clock_was_set_back_it_is_a_place_where_it_passes_that_time(
+        self, open_log: OpenLog
+    ) -> None:
+        clock = Clock()
+        async with open_log(clock=clock) as log:
+            records: list[Record] = []
+            for step in (1, 1, 1, 1, -3, 1, 1, 1, 1, 1, -2, 1, 1, 1):
+                clock.pass_by(step)
+                records += await log.append(events(str(len(records))))
+            for record in records:
+                when = datetime.fromtimestamp(record.time / 1_000_000, UTC)
+                cursor = await log.cursor_at(when)
+                index = 0 if cursor == EARLIEST else int(cursor) + 1
+                assert records[index].time >= record.time
+                assert index == 0 or records[index - 1].time < record.time
+
+    async def test_one_without_a_timezone_is_refused(self, open_log: OpenLog) -> None:
+        async with open_log() as log:
+            with pytest.raises(ValueError, match="has a timezone"):
+                await log.cursor_at(datetime(2026, 1, 1))
+
+
 class TestTailing:
     async def test_is_history_and_then_what_comes(self, open_log: OpenLog) -> None:
         async with open_log() as log:
@@ -908,6 +984,7 @@ class TestClosing:
             log.append(events("2")),
             log.read(),
             log.locate("1"),
+            log.cursor_at(datetime.now(UTC)),
             log.trim(),
             anext(log.tail()),
         ):

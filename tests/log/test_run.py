@@ -689,6 +689,30 @@ async def test_works_on_every_log(kind: str, tmp_path: Path) -> None:
         assert await read(stream, "long") == ([0], "cancelled")
 
 
+async def test_closing_that_is_cancelled_does_not_wait_for_ever_for_a_source_that_hangs() -> None:
+    let_go = asyncio.Event()
+
+    async def hangs() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.sleep(10_000)
+        finally:
+            await let_go.wait()
+
+    stream = LogStream(new_log())
+    await stream.run("answer", hangs())
+    await asyncio.sleep(1)
+    closing = asyncio.create_task(stream.aclose())
+    await asyncio.sleep(1)
+    closing.cancel()
+    await asyncio.sleep(4)
+    assert not closing.done()
+    await asyncio.sleep(2)
+    assert closing.cancelled()
+    let_go.set()
+    await stream.aclose()
+
+
 def test_cancelled_anywhere_it_leaves_nothing() -> None:
     async def scenario() -> None:
         async with LogStream(new_log()) as stream:

@@ -12,6 +12,7 @@ from .base import (
     Retention,
     open_log,
 )
+from .consumer import Consumer, Lag
 from .memory import MemoryLog
 from .record import Record
 from .run import Run, RunStatus
@@ -23,7 +24,9 @@ __all__ = [
     "LATEST",
     "Batch",
     "Capabilities",
+    "Consumer",
     "Gap",
+    "Lag",
     "Location",
     "Log",
     "LogStatistics",

@@ -11,15 +11,16 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from ..errors import EventError, StreamingError, TooLarge
-from ..models import Event, check_event
+from ..models import Event, check_event, control_event
 from ..topics import Selection, TopicFilter
 from .followers import Follower, Signal
-from .record import Record
+from .record import Record, microseconds
 
 __all__ = [
     "EARLIEST",
@@ -34,6 +35,7 @@ __all__ = [
     "Reader",
     "Retention",
     "as_record",
+    "gap_event",
     "open_log",
     "retention_of",
 ]
@@ -304,6 +306,25 @@ class Log(ABC):
         """
         return await self._locate(cursor, Selection(topics))
 
+    async def cursor_at(self, when: datetime) -> str:
+        """The cursor before the first event that the log took at or after a time, by its clock.
+
+        `EARLIEST` if that is the first event there is: what was before it, or has been trimmed,
+        is not known. A clock that was set back has taken some events before others that it says
+        are older. Then there may be several places where the event before is older than `when` and
+        the event after is not, and it is one of them.
+
+        Args:
+            when: the time, with its timezone.
+
+        Raises:
+            ValueError: `when` has no timezone.
+            StreamClosed: the log has been closed.
+        """
+        if when.utcoffset() is None:
+            raise ValueError(f"a time in a log has a timezone; {when!r} has none")
+        return await self._cursor_at(microseconds(when))
+
     async def trim(self) -> int:
         """Apply the retention now, which otherwise happens in the background.
 
@@ -349,6 +370,10 @@ class Log(ABC):
     @abstractmethod
     async def _locate(self, cursor: str, selection: Selection) -> Location:
         """`locate`."""
+
+    @abstractmethod
+    async def _cursor_at(self, time: int) -> str:
+        """`cursor_at`, of a time in microseconds since 1970."""
 
     @abstractmethod
     async def _begin(self, after: str, selection: Selection) -> Start:
@@ -534,8 +559,14 @@ class Reader:
         self._position, self._told, self._gap = start
         self._cursor = EARLIEST if cursor is None else cursor
 
-    async def read(self) -> Batch | None:
-        """The next batch, as soon as there is one; None: the end has been reached."""
+    async def read(self, *, wait: bool = True) -> Batch | None:
+        """The next batch, as soon as there is one; None: the end has been reached.
+
+        Cancelled, it has lost nothing.
+
+        Args:
+            wait: False: an empty batch, if there is nothing now.
+        """
         follower = self._follower
         while not follower.ended:
             follower.news = False
@@ -551,8 +582,23 @@ class Reader:
                 return Batch(records, page.cursor, gap, page.is_last)
             if until is not None and page.reached >= until:
                 return None
+            if not wait:
+                return Batch([], page.cursor)
             await follower.wait()
         return None
+
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called, or the log has been closed."""
+        return self._follower.ended
+
+    async def wait_for_end(self) -> None:
+        """Wait until it has ended. Not while it is read."""
+        follower = self._follower
+        follower.news = False
+        while not follower.ended:
+            await follower.wait()
+            follower.news = False
 
     async def end_here(self) -> None:
         """Have `read` come to its end after what the log holds now."""
@@ -585,6 +631,11 @@ def _joined(first: Gap | None, second: Gap) -> Gap:
 def _missing(gap: Gap | None, after: str, page: Page) -> Gap | None:
     """The gap before a page, with what the page itself tells."""
     return gap if page.missed == 0 else _joined(gap, Gap(after, "trimmed", page.missed))
+
+
+def gap_event(gap: Gap) -> Event:
+    """The control event that tells of a gap in its place among others."""
+    return control_event("stream.gap", after=gap.after, reason=gap.reason, missed=gap.missed)
 
 
 _LOGS: Final = {"memory": ".memory:MemoryLog", "sqlite": ".sqlite:SQLiteLog"}

@@ -4,17 +4,19 @@ A lease is a note in a log. Whoever takes it writes when it will be over, and sa
 times as often as it would have to. One that was killed says nothing any more, and its lease ends
 by itself. One that only was slow finds out by the note: somebody else has changed it since, and
 what it would append under its lease is refused.
+
+What is written is written to its end, also when whoever waits for it is cancelled: so a holder
+always knows whether it has the lease, and leaves none behind.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from ..errors import StreamingError
-from ..streams.tasks import hold, release
+from ..errors import StreamClosed, StreamingError
+from ..streams.tasks import hold, release, to_the_end
 from .base import Change, Log, Note, Superseded
 from .record import Record
 
@@ -26,7 +28,7 @@ LEASE: Final = 15.0
 _RENEWALS: Final = 3
 """How often it is renewed in that time."""
 
-_OWN: Final = ("holder", "expires")
+_OWN: Final = ("holder", "expires", "seconds")
 """What a lease writes into its note itself."""
 
 _logger = logging.getLogger("codomyrmex.events.streaming")
@@ -47,17 +49,18 @@ class Held(StreamingError):
 
 
 class LeaseLost(StreamingError):
-    """The lease was not renewed in time, and somebody else has taken it."""
+    """This holder has the lease no more: somebody else has taken it, or it was let go."""
 
 
-def seconds_left(note: Note, now: int, duration: float) -> float:
+def seconds_left(note: Note, now: int) -> float:
     """For how long a lease that is written in a note is still somebody's; 0: it is nobody's."""
     over = note.value.get("expires")
     if over is None:
         return 0.0
     left = (over - now) / 1_000_000
-    # Whoever had it would have renewed it since, so the clock has been set back.
-    return left if 0 < left <= 2 * duration else 0.0
+    # Whoever had it would have renewed it since, so the clock has been set back. How long it runs
+    # is its holder's choice, and stands in the note: ours may be another.
+    return left if 0 < left <= 2 * note.value["seconds"] else 0.0
 
 
 class Lease:
@@ -92,6 +95,7 @@ class Lease:
         self.on_loss: Callable[[], object] = lambda: None
         self._note = Note(key, {})
         self._turn = asyncio.Lock()
+        self._is_held = False
         self._renewing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -119,20 +123,20 @@ class Lease:
             Held: somebody else has it.
         """
         lease = cls(log, key, duration=duration, lasts=lasts, keep=keep)
-        while True:
+        is_taken = False
+        while not is_taken:
             note = await log._note(key)
-            left = seconds_left(note, log._now(), duration)
+            left = seconds_left(note, log._now())
             if left:
                 raise Held(note, left)
             lease._note = note
             lease.was_held = "expires" in note.value
-            lease.state = state({k: v for k, v in note.value.items() if k not in _OWN})
+            first = state({k: v for k, v in note.value.items() if k not in _OWN})
             try:
-                if await lease._write():
-                    break
+                is_taken = await to_the_end(lease._begin(first))
             except asyncio.CancelledError:
-                hold(undoing := asyncio.ensure_future(lease._undo()))
-                undoing.add_done_callback(release)
+                if lease._is_held:
+                    await to_the_end(lease._let_go(False, None))
                 raise
         lease._renewing = asyncio.get_running_loop().create_task(
             lease._renew(), name="codomyrmex-streaming lease"
@@ -141,29 +145,32 @@ class Lease:
         lease._renewing.add_done_callback(release)
         return lease
 
+    async def _begin(self, state: dict[str, Any]) -> bool:
+        self._is_held = await self._write(state)
+        return self._is_held
+
     async def store(self, **state: Any) -> None:
         """Write another state, and renew the lease.
 
+        Cancelled, it has written it or will not any more: `state` tells.
+
         Raises:
-            LeaseLost: somebody else has it.
+            LeaseLost: somebody else has it, or it was let go.
         """
         async with self._turn:
             self._check()
-            before, self.state = self.state, {**self.state, **state}
-            try:
-                is_written = await self._write()
-            except BaseException:
-                self.state = before
-                raise
-            if not is_written:
-                self._lose()
-                raise LeaseLost
+            await to_the_end(self._store({**self.state, **state}))
+
+    async def _store(self, state: dict[str, Any]) -> None:
+        if not await self._write(state):
+            self._lose()
+            raise LeaseLost
 
     async def append(self, drafts: Iterable[Record]) -> list[Record]:
         """Append records, if this holder has the lease by then.
 
         Raises:
-            LeaseLost: somebody else has it.
+            LeaseLost: somebody else has it, or it was let go.
         """
         async with self._turn:
             self._check()
@@ -190,38 +197,44 @@ class Lease:
             gone: whether to take away the note; otherwise it stays, with the state.
             lasts: seconds for which it stays; None: for ever.
         """
-        if self._renewing is None:
-            return
+        if self._renewing is not None:
+            await to_the_end(self._let_go(gone, lasts))
+
+    async def _let_go(self, gone: bool, lasts: float | None) -> None:
+        self._is_held = False
         await self.abandon()
         async with self._turn:
             if self.lost:
                 return
             if gone:
-                await self.log._change(Change(self._note, gone=True))
+                await self._put({}, gone=True)
+            elif lasts is None:
+                await self._put(self.state)
             else:
-                await self._write_without_lease(lasts)
-
-    async def _write_without_lease(self, lasts: float | None) -> None:
-        note = Note(self._key, self.state, self._note.revision)
-        if lasts is None:
-            await self.log._change(Change(note))
-        else:
-            await self.log._change(Change(note, expires=self._in(lasts), keep=self._keep))
+                await self._put(self.state, expires=self._in(lasts), keep=self._keep)
 
     def _in(self, seconds: float) -> int:
         return self.log._now() + int(seconds * 1_000_000)
 
     def _check(self) -> None:
-        if self.lost:
+        if self.lost or not self._is_held:
             raise LeaseLost
 
-    async def _write(self) -> bool:
+    async def _write(self, state: dict[str, Any]) -> bool:
         """Write state and lease. False: somebody else has changed the note."""
-        value = {**self.state, "holder": self._holder, "expires": self._in(self._duration)}
-        stays = None if self._lasts is None else self._in(self._duration + self._lasts)
+        duration = self._duration
+        about = {"holder": self._holder, "expires": self._in(duration), "seconds": duration}
+        stays = None if self._lasts is None else self._in(duration + self._lasts)
+        if not await self._put({**state, **about}, expires=stays, keep=self._keep):
+            return False
+        self.state = state
+        return True
+
+    async def _put(self, value: dict[str, Any], **how: Any) -> bool:
+        """Change the note. False: somebody else has."""
         while True:
             note = Note(self._key, value, self._note.revision)
-            written = await self.log._change(Change(note, expires=stays, keep=self._keep))
+            written = await self.log._change(Change(note, **how))
             if written is not None:
                 self._note = written
                 return True
@@ -229,25 +242,19 @@ class Lease:
                 return False
 
     async def _is_mine(self) -> bool:
-        """Whether the note was changed by this holder, in a call that was cancelled."""
+        """Whether it was this holder who changed the note, in a call that said it had failed."""
         note = await self.log._note(self._key)
         if note.value.get("holder") != self._holder:
             return False
         self._note = note
         return True
 
-    async def _undo(self) -> None:
-        """Take back what a call that was cancelled may have written."""
-        with contextlib.suppress(StreamingError):
-            if await self._is_mine():
-                await self._write_without_lease(self._lasts)
-
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._duration / _RENEWALS)
             try:
                 await self.store()
-            except LeaseLost:
+            except (LeaseLost, StreamClosed):
                 return
             except StreamingError:  # the disk is full, perhaps: it is tried again
                 _logger.exception("the lease %s could not be renewed", self._key)

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, ClassVar, Literal, Self
@@ -267,6 +268,18 @@ class MemoryLog(Log):
             gone = self._ring.first - 1
             missed = None if position is None else self._missed(position, selection, gone)
             return Location(status, position, missed, *self._edges())
+
+    async def _cursor_at(self, time: int) -> str:
+        with self._lock:
+            self._check_open()
+            ring, kept = self._ring, tuple(self._kept.values())
+
+            def at(index: int) -> Record:
+                rest = index - len(kept)
+                return kept[index] if rest < 0 else ring.at(ring.first + rest)
+
+            index = bisect_left(range(len(kept) + len(ring)), time, key=lambda i: at(i).time)
+            return at(index - 1).id if index else EARLIEST
 
     async def _begin(self, after: str, selection: Selection) -> Start:
         with self._lock:

@@ -9,11 +9,16 @@ from ..errors import EncodeError, EventError
 from ..models import Event, is_json
 from ..topics import check_topic
 
-__all__ = ["Record"]
+__all__ = ["Record", "microseconds"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NO_METADATA = b""
+
+
+def microseconds(when: datetime) -> int:
+    """A time with a timezone in microseconds since 1970."""
+    return (when - _EPOCH) // _MICROSECOND
 
 
 class Record(NamedTuple):
@@ -84,7 +89,7 @@ class Record(NamedTuple):
             private,
             text.encode(),
             about,
-            (event.timestamp - _EPOCH) // _MICROSECOND,
+            microseconds(event.timestamp),
             0,
         )
 

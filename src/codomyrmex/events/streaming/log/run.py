@@ -38,6 +38,9 @@ _MOST_PENDING: Final = 1000
 _TURN: Final = 64
 """Events of a source that never waits, after which everybody else gets a turn."""
 
+_PATIENCE: Final = 5.0
+"""Seconds for which closing that is cancelled still waits for what it has interrupted."""
+
 _STOP_LASTS: Final = 60
 """Seconds for which it is written that a run is to stop."""
 
@@ -183,7 +186,7 @@ class Runs:
         return Run(self, topic, id_, is_new=True)
 
     def _seconds_left(self, note: Note) -> float:
-        return seconds_left(note, self.log._now(), self.lease)
+        return seconds_left(note, self.log._now())
 
     # What becomes of them.
 
@@ -330,6 +333,16 @@ class Runs:
             producer.interrupt()
         for guard in self._guards.values():
             guard.cancel()
+        try:
+            await self._wait_for_tasks()
+        except asyncio.CancelledError:
+            # They are about to end, unless a source hangs that is being closed.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    await self._wait_for_tasks()
+            raise
+
+    async def _wait_for_tasks(self) -> None:
         here = asyncio.get_running_loop()
         while tasks := [task for task in self._tasks if task.get_loop() is here]:
             await asyncio.wait(tasks)

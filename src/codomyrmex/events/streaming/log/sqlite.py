@@ -686,6 +686,10 @@ class SQLiteLog(Log):
                 return Location("found", self._last, 0, self._first_id, self._last_id)
         return await self._read(lambda file: file.locate(cursor, selection))
 
+    async def _cursor_at(self, time: int) -> str:
+        await self._open()
+        return await self._read(lambda file: file.cursor_at(time))
+
     async def _begin(self, after: str, selection: Selection) -> Start:
         await self._open()
         if after == LATEST:

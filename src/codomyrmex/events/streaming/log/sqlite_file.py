@@ -9,6 +9,7 @@ import json
 import shutil
 import sqlite3
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
@@ -565,12 +566,43 @@ class SQLiteFile:
                 )
         return Start(position, position, None)
 
+    def cursor_at(self, time: int) -> str:
+        """The cursor before the first record that was taken at or after a time."""
+        run = self._connection.execute
+
+        def taken(position: int) -> int:
+            """When the first record from this position on was; there may be holes."""
+            (found,) = run(
+                "SELECT time FROM records WHERE position >= ? ORDER BY position LIMIT 1",
+                (position,),
+            ).fetchone()
+            return int(found)
+
+        with self._reading():
+            first, last = run("SELECT min(position), max(position) FROM records").fetchone()
+            if first is None:
+                return EARLIEST
+            # No index by time: some twenty questions are asked of a million records.
+            position = first + bisect_left(range(first, last + 1), time, key=taken)
+            before = run(
+                "SELECT id FROM records WHERE position < ? ORDER BY position DESC LIMIT 1",
+                (position,),
+            ).fetchone()
+            return EARLIEST if before is None else str(before[0])
+
     def _before_all(self, first: int, selection: Selection) -> int:
         """The position before the first selected record, if that was kept; or before `first`."""
         if self._first_of_all() >= first:
             return first - 1
-        found, _ = self._scan(0, selection, 1, first - 1)
-        return found[0].position - 1 if found else first - 1
+        question, given = self._question(0, selection, 1, first - 1)
+        if question is None:
+            records, _ = self._scan(0, selection, 1, first - 1)
+            found = records[0].position if records else None
+        else:
+            (found,) = self._connection.execute(
+                f"SELECT min(position) FROM records {question}", given
+            ).fetchone()
+        return (found or first) - 1
 
     def _first_of_all(self) -> int:
         (found,) = self._connection.execute("SELECT min(position) FROM records").fetchone()

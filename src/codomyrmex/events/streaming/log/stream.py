@@ -7,13 +7,14 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 from ..errors import StreamClosed, StreamingError
-from ..models import Event, EventType, Filter, Handler, Subscription, control_event
+from ..models import Event, EventType, Filter, Handler, Subscription
 from ..streams.base import Stream, StreamStatistics
 from ..streams.pump import Pump
 from ..streams.runner import SerialRunner
 from ..subscribers import SubscriberQueue, prime
 from ..topics import TopicFilter
-from .base import LATEST, REPLAY_LIMIT, Gap, Log, Reader, as_record, open_log
+from .base import EARLIEST, LATEST, REPLAY_LIMIT, Log, Reader, as_record, gap_event, open_log
+from .consumer import Consumer
 from .lease import LEASE
 from .record import Record
 from .run import Run, RunEvents, Runs, RunStatus, Source
@@ -50,10 +51,14 @@ class LogStream(Stream):
     """
 
     def __init__(self, log: "Log | str", *, lease: float = LEASE) -> None:
+        if not lease > 0:
+            raise ValueError(f"lease is a number of seconds above 0, not {lease}")
         self._owns_log = isinstance(log, str)
         self.log = open_log(log) if isinstance(log, str) else log
+        self.lease = lease
         self._runs = Runs(self.log, lease, self._events_of)
         self._deliveries: dict[str, _Delivery] = {}
+        self._consumers: set[Consumer] = set()
         # Those that have been unsubscribed and whose handler still runs.
         self._leaving: set[Pump] = set()
         self._open_readers: set[Reader] = set()
@@ -198,7 +203,7 @@ class LogStream(Stream):
             yield cast("Event", None)  # for prime
             while (batch := await reader.read()) is not None:
                 if batch.gap is not None:
-                    yield _told(batch.gap)
+                    yield gap_event(batch.gap)
                 for record in batch:
                     event = self._event_of(record)
                     if event is not None:
@@ -241,6 +246,34 @@ class LogStream(Stream):
         ...             cursor = event.id
         """
         return _Events(self, partial(self._reader, topic, after, last, replay_limit))
+
+    # Consumers.
+
+    def consumer(
+        self,
+        name: str,
+        topic: TopicFilter = "*",
+        *,
+        start: str = EARLIEST,
+        commit_every: int | None = None,
+        commit_seconds: float | None = None,
+    ) -> Consumer:
+        """A cursor that the log keeps, under a name. The arguments are those of `Consumer`.
+
+        >>> async def main(stream):
+        ...     async with stream.consumer("billing", "orders.*") as consumer:
+        ...         async for event in consumer:
+        ...             print(event.data)
+        ...             await consumer.commit(event)
+        """
+        return Consumer(
+            self,
+            name,
+            topic,
+            start=start,
+            commit_every=commit_every,
+            commit_seconds=commit_seconds,
+        )
 
     # Runs.
 
@@ -396,6 +429,8 @@ class LogStream(Stream):
         for pump in pumps:
             await pump.finish()
         await self._outbox.finish()
+        for consumer in tuple(self._consumers):
+            await consumer._end()
         if self._owns_log:
             await self.log.close()
 
@@ -406,10 +441,6 @@ class _Delivery(NamedTuple):
     subscription: Subscription
     reader: Reader
     pump: Pump
-
-
-def _told(gap: Gap) -> Event:
-    return control_event("stream.gap", after=gap.after, reason=gap.reason, missed=gap.missed)
 
 
 def _receive(subscription: Subscription, event: Event) -> Any:

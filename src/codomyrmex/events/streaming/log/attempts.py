@@ -1,0 +1,187 @@
+"""Attempts at an event: counted in the log, repeated after a delay, and given up in the end.
+
+What `Consumer.run` does with each event.
+"""
+
+import asyncio
+import logging
+import random
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from ..codec import json
+from ..errors import IdConflict, StreamClosed, shown
+from ..models import Event, Handler
+from ..streams.runner import is_cancellation
+from ..topics import check_topic
+from .base import Reader
+from .record import Record
+
+if TYPE_CHECKING:
+    from .consumer import Consumer
+
+__all__ = ["Attempts"]
+
+_LONGEST_DELAY: Final = 60.0
+"""Seconds between two attempts at most."""
+
+_MOST_DOUBLED: Final = 30
+"""How often the delay is doubled at most, whatever it began with."""
+
+_LONGEST_ERROR: Final = 1000
+"""Characters of an error that a dead letter tells."""
+
+_DIED: Final = "the process ended without a word, perhaps by this event"
+
+_logger = logging.getLogger("codomyrmex.events.streaming")
+
+
+class Attempts:
+    """How a consumer's events are handled. The arguments are those of `Consumer.run`.
+
+    Attributes:
+        dead_letter: the topic to which goes what was given up.
+    """
+
+    def __init__(
+        self,
+        consumer: "Consumer",
+        handler: Handler,
+        retries: int,
+        dead_letter: str | None,
+        backoff: float,
+    ) -> None:
+        if not callable(handler):
+            raise TypeError(f"handler is a function of one event, not {shown(handler)}")
+        if retries < 0 or not backoff >= 0:
+            raise ValueError(f"retries and backoff are 0 or more: {retries}, {backoff}")
+        if dead_letter is not None and check_topic(dead_letter) in consumer._selection.exact:
+            raise ValueError(f"{shown(dead_letter)} is what is consumed; dead letters go elsewhere")
+        self.dead_letter = dead_letter
+        self._consumer = consumer
+        self._handler = handler
+        self._retries = retries
+        self._backoff = backoff
+
+    async def make(self, event: Event, record: Record, *, blames: bool) -> None:
+        """Try until it is handled, or given up.
+
+        Args:
+            event: the event.
+            record: its record.
+            blames: whether it may be what the last holder of the lease was killed by.
+
+        Raises:
+            Exception: what the handler raised in the last attempt, without a dead-letter topic.
+        """
+        lease, reader = self._consumer._held()
+        number = lease.state["attempts"].get(event.id, 0)
+        if blames:
+            number += 1
+            await self._count(event, number)
+            if number > self._retries and self.dead_letter is not None:
+                await self._bury(event, record, number, _DIED)
+                return
+        is_done = False
+        while not is_done:
+            number += 1
+            is_done = await self._attempt(event, record, number, reader)
+
+    async def _attempt(self, event: Event, record: Record, number: int, reader: Reader) -> bool:
+        """Try once. False: it failed, the delay is over, and it is to be tried again."""
+        error = await self._try(event)
+        if error is None:
+            return True
+        await self._count(event, number)
+        is_last = number > self._retries
+        if is_last and self.dead_letter is None:
+            raise error
+        self._log(event, error, number)
+        if is_last:
+            await self._bury(event, record, number, _told(error))
+            return True
+        return not await self._pause(number, reader)
+
+    async def tell(self, event: Event) -> None:
+        """Have the handler know of a gap."""
+        error = await self._try(event)
+        if error is not None:
+            _logger.error(
+                "consumer %s: its handler failed at a gap", self._consumer.name, exc_info=error
+            )
+
+    async def _try(self, event: Event) -> BaseException | None:
+        """Call the handler; what it raised, unless this task is cancelled."""
+        try:
+            result = self._handler(event)
+            if result is not None and hasattr(result, "__await__"):
+                await result
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancellation(error):
+                raise
+            return error
+        return None
+
+    def _log(self, event: Event, error: BaseException, number: int) -> None:
+        _logger.warning(
+            "consumer %s: attempt %d of %d at event %s failed",
+            self._consumer.name,
+            number,
+            1 + self._retries,
+            event.id,
+            exc_info=error,
+        )
+
+    async def _count(self, event: Event, number: int) -> None:
+        """Write how many attempts there were. What came before the event is committed first."""
+        await self._consumer._commit_dealt_with()
+        async with self._consumer._as_holder() as lease:
+            await lease.store(attempts={event.id: number})
+
+    async def _pause(self, number: int, reader: Reader) -> bool:
+        """Wait before the next attempt. False: there is none, for the consumer was reset.
+
+        Raises:
+            ConsumerInUse: another has taken the lease meanwhile.
+            StreamClosed: the stream or the log was closed.
+        """
+        longest = min(self._backoff * 2 ** min(number - 1, _MOST_DOUBLED), _LONGEST_DELAY)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest * random.uniform(0.5, 1.0)):
+                await reader.wait_for_end()
+        if self._consumer._held()[1] is not reader:
+            return False
+        if reader.ended:
+            await self._consumer._check_lease()
+            raise StreamClosed("the stream or the log has been closed")
+        return True
+
+    async def _bury(self, event: Event, record: Record, number: int, error: str) -> None:
+        """Append an event to the dead letters, and commit it."""
+        assert self.dead_letter is not None
+        consumer = self._consumer
+        about = {
+            **event.metadata,
+            "error": error,
+            "attempts": number,
+            "consumer": consumer.name,
+            "event": event.id,
+            "from": event.metadata.get("topic"),
+        }
+        about.pop("topic", None)
+        letter = record._replace(
+            id=f"dead.{consumer.name}.{event.id}",
+            topics=(self.dead_letter,),
+            metadata=json.encode(about).encode(),
+        )
+        with suppress(IdConflict):  # it is there, and another process died before it could commit
+            async with consumer._as_holder() as lease:
+                await lease.append([letter])
+        await consumer._commit_yielded(event.id)
+
+
+def _told(error: BaseException) -> str:
+    """An error's type and message, as text that can be stored."""
+    text = "".join(traceback.format_exception_only(error)).strip()[:_LONGEST_ERROR]
+    return text.encode(errors="replace").decode()
