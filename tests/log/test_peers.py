@@ -9,6 +9,7 @@ import gc
 import os
 import random
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from codomyrmex.events.streaming.log.base import Change, Note
 from codomyrmex.events.streaming.log.followers import Followers
 from codomyrmex.events.streaming.log.peers import Peers
 from tests.conformance.test_logs import event, events, ids, read_all, take
+from tests.forks import in_a_child
 
 PATIENCE = 30.0  # seconds of real time for what must happen soon
 
@@ -352,8 +354,9 @@ class TestTurns:
 
         async def hear(process: Process) -> None:
             while line := await process.line():
-                name, number = line.split()
-                told[name] = int(number)
+                if len(line.split()) == 2:  # whole
+                    name, number = line.split()
+                    told[name] = int(number)
 
         for _ in range(4):
             some = [
@@ -391,6 +394,109 @@ class TestTurns:
             assert len(found[name]) // 3 - 1 in (last, last + 1)
             assert found[name] == [f"{n}.{m}" for n in range(len(found[name]) // 3) for m in "012"]
         assert told
+
+
+class TestWhatOthersKeep:
+    async def test_and_trim_is_read_by_one_who_comes_late(
+        self, path: Path, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with SQLiteLog(path, Retention(count=50)) as other, aclosing(log.tail()) as tail:
+            await log.append(events("0"))
+            reading = asyncio.ensure_future(take(tail, 1))
+            assert await reading == ["0"]
+            await other._open()
+            with monkeypatch.context() as patch:
+                patch.setattr(SQLiteLog, "_heard", lambda self, is_lull: None)
+                await other._change(Change(Note("run", {}), keep=("run", 0)))
+                for number in range(100):
+                    await other.append(events(f"run/{number}", f"x/{number}.1", f"x/{number}.2"))
+                await other.trim()
+            found = 0
+            missed = 0
+            while found + missed < 300:
+                batch = await anext(tail)
+                found += len(batch)
+                missed += (batch.gap and batch.gap.missed) or 0
+            assert found + missed == 300
+            assert len(await read_all(log, topics="run")) == 100
+
+    @pytest.mark.parametrize("age", [0.3, None])
+    async def test_nothing_is_given_twice_while_the_file_is_looked_at(
+        self, path: Path, age: float | None
+    ) -> None:
+        async with SQLiteLog(path, Retention(age=age), durability="normal") as log:
+            found: list[str] = []
+            async with aclosing(log.tail()) as tail:
+
+                async def read() -> None:
+                    async for batch in tail:
+                        found.extend(ids(batch))
+                        if found[-1] == "last":
+                            return
+
+                reading = asyncio.create_task(read())
+                await asyncio.sleep(0)
+                await log.append(events("first"))
+                for number in range(300):
+                    looking = asyncio.create_task(log._read(log._catch_up))
+                    await log.append(events(f"a/{number}", f"b/{number}"))
+                    await looking
+                    assert log._ring.last == log._last
+                await log.append(events("last"))
+                await reading
+            assert len(found) == len(set(found)) == 602
+            if age is None:
+                found_now = await log.read(limit=1000)
+                assert log.statistics().bytes == sum(each.size for each in found_now)
+
+    async def test_one_who_writes_out_of_turn_is_noticed(self, path: Path, log: SQLiteLog) -> None:
+        await log.append(events("1"))
+        with sqlite3.connect(path) as file:
+            file.execute("UPDATE records SET position = 2")
+        file.close()
+        with pytest.raises(LogUnusable, match="out of turn"):
+            await log.append(events("2"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+class TestForks:
+    async def test_a_child_is_told_what_it_cannot_do(self, path: Path, log: SQLiteLog) -> None:
+        await log.append(events("1"))
+
+        def child() -> bool:
+            async def append() -> bool:
+                for mine in (log, SQLiteLog(path)):
+                    try:
+                        await mine.append(events("2"))
+                    except LogUnusable as error:
+                        if "was open when this process was forked" not in str(error):
+                            return False
+                    else:
+                        return False
+                async with SQLiteLog(path.with_name("another.db")) as another:
+                    await another.append(events("3"))
+                return True
+
+            asyncio._set_running_loop(None)
+            with asyncio.Runner() as runner:
+                return runner.run(append())
+
+        assert in_a_child(child)
+        await log.append(events("4"))
+        assert await read_all(log) == ["1", "4"]
+
+    def test_one_that_was_not_open_yet_is_the_childs_own(self, path: Path) -> None:
+        log = SQLiteLog(path)
+
+        def child() -> bool:
+            asyncio.run(append("1"))
+            return True
+
+        async def append(name: str) -> None:
+            await log.append(events(name))
+            await log.close()
+
+        assert in_a_child(child)
 
 
 class TestTheFilesBeside:

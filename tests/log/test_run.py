@@ -32,6 +32,7 @@ from codomyrmex.events.streaming.log import (
     RunStatus,
     SQLiteLog,
 )
+from codomyrmex.events.streaming.log import run as run_module
 from codomyrmex.events.streaming.log.base import Change, Note, Start
 from codomyrmex.events.streaming.testing import cancel_at_every_await, run
 from codomyrmex.events.streaming.topics import Selection
@@ -286,14 +287,81 @@ class TestSources:
             assert (await run.wait()).state == "completed"
         assert "could not be closed" in caplog.text
 
-    async def test_topic_and_ttl_are_checked(self) -> None:
+    async def test_what_cannot_be_asked_for_is_refused(self) -> None:
         async with LogStream(new_log()) as stream:
             source = speak()
             with pytest.raises(TopicError):
                 await stream.run("answers.*", source)
-            with pytest.raises(ValueError, match="ttl is a number of seconds"):
-                await stream.run("answer", source, ttl=-1)
+            with pytest.raises(TopicError):
+                stream.attach("answers.*")
+            with pytest.raises(TopicError):
+                await stream.status("*")
+            for ttl in (-1, float("inf"), float("nan")):
+                with pytest.raises(ValueError, match="ttl is a number of seconds"):
+                    await stream.run("answer", source, ttl=ttl)
+            wrong: Any = ["no", "iterator"]
+            with pytest.raises(TypeError, match="a function that returns one, not list"):
+                await stream.run("answer", wrong)
             await source.aclose()
+
+    @pytest.mark.parametrize("given", [1, asyncio.sleep])
+    async def test_functions_that_return_no_iterator_fail(self, given: Any) -> None:
+        async with LogStream(new_log()) as stream:
+            wrong: Any = (lambda: 1) if given == 1 else (lambda: given(1))
+            run = await stream.run("answer", wrong)
+            status = await run.wait()
+            assert status.state == "failed"
+            assert "which is no async iterable" in str(status.error)
+
+    @pytest.mark.parametrize("error", [GeneratorExit, BaseException, StopIteration])
+    async def test_that_raise_what_nobody_should_end_it_too(
+        self, error: type[BaseException]
+    ) -> None:
+        class Source:
+            def __aiter__(self) -> "Source":
+                return self
+
+            async def __anext__(self) -> int:
+                raise error("on purpose")
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", Source())
+            assert (await run.wait()).state == "failed"
+            assert not await stream.stop("answer")
+
+    async def test_that_take_no_notice_of_being_cancelled_are_not_taken_from(self) -> None:
+        class Stubborn:
+            def __aiter__(self) -> "Stubborn":
+                return self
+
+            async def __anext__(self) -> int:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1)
+                return 1
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", Stubborn())
+            await asyncio.sleep(2.5)
+            async with asyncio.timeout(1):
+                assert await run.stop()
+            assert await text(aiter(run)) == ([1, 1, 1], "cancelled")
+
+    async def test_wait_while_too_many_bytes_are_to_be_appended(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_module, "_MOST_PENDING_BYTES", 1000)
+        most = 0
+
+        async def source() -> AsyncIterator[str]:
+            nonlocal most
+            (producer,) = stream._runs._producers.values()
+            for _ in range(50):
+                yield "x" * 300
+                most = max(most, len(producer._pending))
+
+        async with LogStream(new_log()) as stream:
+            assert len((await text(aiter(await stream.run("rows", source))))[0]) == 50
+            assert most <= 4
 
 
 class TestOneAtATime:
@@ -428,6 +496,10 @@ class TestStopping:
             await stream.log.close()
             with pytest.raises(StreamClosed):
                 await waiting
+
+
+def events_of_others() -> list[Event]:
+    return events(*(f"busy/{number}" for number in range(20)))
 
 
 class Crash(LogStream):
@@ -637,8 +709,118 @@ class TestProcessesThatEnd:
                 await read(stream, "answer", "cursor")
             assert log.statistics().readers == 0
 
+    async def test_how_long_a_lease_runs_is_its_holders_choice(self) -> None:
+        log = new_log()
+        async with LogStream(log, lease=60) as one, LogStream(log, lease=5) as other:
+            await one.run("answer", speak(50))
+            assert await read(other, "answer") == (WORDS, "completed")
+
+    async def test_a_clock_that_is_set_back_interrupts_nobody_who_is_alive(self) -> None:
+        ahead = 0
+        log = MemoryLog(clock=lambda: loop_clock() + ahead)
+        async with LogStream(log) as one, LogStream(log) as other:
+            ahead = 3_600_000_000
+            await one.run("answer", speak(20))
+            dying = Crash(log)
+            await dying.run("another", for_ever())
+            await dying.crash()
+            ahead = 0
+            reading = asyncio.create_task(read(other, "another"))
+            assert await read(other, "answer") == (WORDS, "completed")
+            assert (await reading)[1] == "interrupted"
+            await dying.aclose()
+
+    async def test_a_log_that_fails_once_is_asked_again(self) -> None:
+        class Failing(MemoryLog):
+            failures = 0
+
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
+                self.fail()
+                return await super()._append(drafts, guard)
+
+            async def _notes(self, prefix: str) -> list[Note]:
+                self.fail()
+                return await super()._notes(prefix)
+
+            def fail(self) -> None:
+                if self.failures:
+                    self.failures -= 1
+                    raise LogFull("events.db")
+
+        log = Failing(clock=loop_clock)
+        dying = Crash(log)
+        await dying.run("answer", for_ever())
+        async with LogStream(log) as one, LogStream(log) as other:
+            reading = asyncio.create_task(read(other, "answer"))
+            await asyncio.sleep(2.5)
+            await dying.crash()
+            log.failures = 2
+            assert (await reading)[1] == "interrupted"
+            run = await one.run("another", for_ever())
+            await asyncio.sleep(0.5)
+            log.failures = 1
+            await log._change(Change(Note("anything", {})))  # who watches reads the notes
+            await asyncio.sleep(0.5)
+            assert not log.failures
+            assert await other.stop("another")
+            assert (await run.wait()).state == "cancelled"
+        await dying.aclose()
+
+    async def test_one_that_ends_late_is_in_nobodys_way(self) -> None:
+        log = new_log()
+
+        async def slow() -> AsyncIterator[str]:
+            try:
+                yield "some"
+                await asyncio.sleep(10_000)
+            finally:
+                await asyncio.sleep(100)
+
+        async with LogStream(log) as one:
+            await one.run("answer", slow())
+            await asyncio.sleep(1)
+            note = await log._note("run:answer")
+            await log._change(Change(Note(note.key, {}, note.revision)))
+            await asyncio.sleep(6)  # it finds that it has lost its lease
+            second = await one.run("answer", for_ever())
+            await asyncio.sleep(200)
+            assert await one.stop("answer")
+            assert (await second.wait()).state == "cancelled"
+
+    async def test_an_event_that_has_the_name_of_its_end_is_not_its_end(self) -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", for_ever())
+            forged = {"control": True, "topic": "answer"}
+            await stream.publish(Event(id=f"{run.id}.end", data="no", metadata={"topic": "answer"}))
+            await stream.publish(Event(type="stream.end", data="no", metadata=forged))
+            await stream.publish(Event(type="stream.end", data={"run": 1}, metadata=forged))
+            assert (await run._runs.status("answer")) == RunStatus(run.id, "running")
+            waiting = asyncio.create_task(run.wait())
+            await asyncio.sleep(1)
+            assert await run.stop()
+            assert (await waiting).state == "cancelled"
+            await asyncio.sleep(1)
+            assert (await stream.status("answer")) == RunStatus(run.id, "cancelled")
+
 
 class TestRetention:
+    async def test_that_takes_the_end_from_under_a_reader_ends_its_wait(self) -> None:
+        log = new_log(retention=Retention(count=2))
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak(), ttl=10)
+            async with run.events() as events:
+                first = await anext(events)
+                await run.wait()
+                await asyncio.sleep(20)
+                for each in events_of_others():
+                    await stream.publish(each)
+                await log.trim()
+                assert first.data == WORDS[0]
+                with pytest.raises(UnknownRun):
+                    assert [event.type async for event in events][-1] == "stream.gap"
+
     async def test_spares_a_run_until_its_end_and_its_time_to_live(self) -> None:
         log = new_log(retention=Retention(count=5))
         async with LogStream(log) as stream:

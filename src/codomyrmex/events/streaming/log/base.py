@@ -215,11 +215,13 @@ class Start(NamedTuple):
         position: the position after which it reads.
         told: the position up to which `gap` tells what was trimmed.
         gap: what is missing there.
+        whole: the position after which everything is there.
     """
 
     position: int
     told: int
     gap: Gap | None
+    whole: int = 0
 
 
 class Superseded(StreamingError):
@@ -539,9 +541,10 @@ class Reader:
         log, selection = self._log, self.selection
         if last is not None:
             after = EARLIEST
-        position, self._told, gap = await log._begin(after, selection)
+        position, self._told, gap, whole = await log._begin(after, selection)
         if last is not None:
             position, _ = await log._before_last(last, position, selection)
+            self._told = max(position, whole)  # it wants what there is
         if await log._end() - position > replay_limit:
             begin = position
             position, skipped = await log._before_last(replay_limit, position, selection)
@@ -556,7 +559,7 @@ class Reader:
 
     def begin_at(self, start: Start, cursor: str | None = None) -> None:
         """Begin at a place that is known; a gap after that is told as one after the cursor."""
-        self._position, self._told, self._gap = start
+        self._position, self._told, self._gap, _ = start
         self._cursor = EARLIEST if cursor is None else cursor
 
     async def read(self, *, wait: bool = True) -> Batch | None:

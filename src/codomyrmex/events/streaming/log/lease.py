@@ -55,12 +55,14 @@ class LeaseLost(StreamingError):
 def seconds_left(note: Note, now: int) -> float:
     """For how long a lease that is written in a note is still somebody's; 0: it is nobody's."""
     over = note.value.get("expires")
-    if over is None:
-        return 0.0
-    left = (over - now) / 1_000_000
-    # Whoever had it would have renewed it since, so the clock has been set back. How long it runs
-    # is its holder's choice, and stands in the note: ours may be another.
-    return left if 0 < left <= 2 * note.value["seconds"] else 0.0
+    return 0.0 if over is None else max(0.0, (over - now) / 1_000_000)
+
+
+def is_doubtful(note: Note, now: int) -> bool:
+    """Whether a lease runs for longer than any is given: the clock has been set back since."""
+    # How long it runs is its holder's choice, and stands in the note: ours may be another.
+    seconds: float = note.value.get("seconds", 0.0)
+    return seconds_left(note, now) > 2 * seconds
 
 
 class Lease:
@@ -126,8 +128,12 @@ class Lease:
         is_taken = False
         while not is_taken:
             note = await log._note(key)
-            left = seconds_left(note, log._now())
-            if left:
+            if is_doubtful(note, log._now()):
+                # Whoever has it renews it by the clock as it is now, unless they are gone.
+                await asyncio.sleep(note.value["seconds"])
+                if (await log._note(key)).revision != note.revision:
+                    continue
+            elif left := seconds_left(note, log._now()):
                 raise Held(note, left)
             lease._note = note
             lease.was_held = "expires" in note.value
@@ -136,7 +142,7 @@ class Lease:
                 is_taken = await to_the_end(lease._begin(first))
             except asyncio.CancelledError:
                 if lease._is_held:
-                    await to_the_end(lease._let_go(False, None))
+                    await to_the_end(lease._undo(note))
                 raise
         lease._renewing = asyncio.get_running_loop().create_task(
             lease._renew(), name="codomyrmex-streaming lease"
@@ -148,6 +154,14 @@ class Lease:
     async def _begin(self, state: dict[str, Any]) -> bool:
         self._is_held = await self._write(state)
         return self._is_held
+
+    async def _undo(self, before: Note) -> None:
+        """Have the note say what it said before it was taken."""
+        self._is_held = False
+        if before.revision:
+            await self._put({k: v for k, v in before.value.items() if k not in _OWN})
+        else:
+            await self._put({}, gone=True)
 
     async def store(self, **state: Any) -> None:
         """Write another state, and renew the lease.
@@ -256,7 +270,7 @@ class Lease:
                 await self.store()
             except (LeaseLost, StreamClosed):
                 return
-            except StreamingError:  # the disk is full, perhaps: it is tried again
+            except Exception:  # the disk is full, perhaps: it is tried again
                 _logger.exception("the lease %s could not be renewed", self._key)
 
     def _lose(self) -> None:

@@ -285,13 +285,11 @@ class MemoryLog(Log):
         with self._lock:
             self._check_open()
             position, _ = self._find(after)
+            gap = Gap(after, "unknown") if position is None else None
             if position is None or after == EARLIEST:
                 kept = self._kept_after(0, selection)[:1]
                 position = (kept[0].position if kept else self._ring.first) - 1
-                return Start(
-                    position, position, None if after == EARLIEST else Gap(after, "unknown")
-                )
-            return Start(position, position, None)
+            return Start(position, position, gap, self._ring.first - 1)
 
     def _find(self, cursor: str) -> tuple[int | None, Literal["found", "trimmed", "unknown"]]:
         """Where a cursor is, and whether what it names is still here."""

@@ -6,6 +6,7 @@ id that only one event can have: whoever comes second to say how it ended finds 
 """
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ from ..streams.tasks import hold, release
 from ..subscribers import prime
 from ..topics import Exact, Selection, check_topic
 from .base import LATEST, Change, Log, Note, Reader, Start, as_record
-from .lease import Held, Lease, LeaseLost, seconds_left
+from .lease import Held, Lease, LeaseLost, is_doubtful, seconds_left
 from .record import Record
 
 __all__ = ["END", "Run", "RunStatus", "Runs", "Source"]
@@ -40,6 +41,15 @@ _TURN: Final = 64
 
 _PATIENCE: Final = 5.0
 """Seconds for which closing that is cancelled still waits for what it has interrupted."""
+
+_LONGEST: Final = 10 * 365 * 86_400
+"""Seconds that a run can be there to be read after its end."""
+
+_MOST_PENDING_BYTES: Final = 16 << 20
+"""Bytes of events that wait to be appended; then the source waits."""
+
+_AGAIN: Final = 5.0
+"""Seconds after which what a log has failed to do is tried again."""
 
 _STOP_LASTS: Final = 60
 """Seconds for which it is written that a run is to stop."""
@@ -135,8 +145,13 @@ class Runs:
     ) -> Run:
         """`LogStream.run`."""
         check_topic(topic)
-        if ttl < 0:
-            raise ValueError(f"ttl is a number of seconds, 0 or more, not {ttl}")
+        if not 0 <= ttl <= _LONGEST:
+            raise ValueError(f"ttl is a number of seconds from 0 to {_LONGEST}, not {ttl}")
+        if not (hasattr(source, "__aiter__") or callable(source)):
+            raise TypeError(
+                "a run's source is an async iterable, or a function that returns one, not"
+                f" {type(source).__name__}"
+            )
         await self._sweep()
         changed = self.log._notes_changed
         while True:
@@ -204,6 +219,7 @@ class Runs:
 
     async def status(self, topic: str) -> RunStatus | None:
         """`LogStream.status`."""
+        check_topic(topic)
         _, status = await self._look(topic)
         return status
 
@@ -218,8 +234,13 @@ class Runs:
             self._guard(topic)
             while (batch := await reader.read()) is not None:
                 for record in batch:
-                    if record.id == _end_id(id_):
-                        return _said_by(record)
+                    ended = _said_by(record)
+                    if ended is not None and ended.id == id_:
+                        return ended
+                if batch.gap is not None:  # it may have been among what has gone
+                    status = await self.status(topic)
+                    if status is None or status.id != id_ or status.is_over:
+                        return await said(self.log, topic, id_)
             raise StreamClosed("the log has been closed")
         finally:
             reader.close()
@@ -230,7 +251,7 @@ class Runs:
         if status is None or status.is_over:
             return False
         producer = self._producers.get(topic)
-        if producer is not None:
+        if producer is not None and producer.id == status.id:
             producer.stop()
         else:
             expires = self.log._now() + _STOP_LASTS * 1_000_000
@@ -239,9 +260,10 @@ class Runs:
             await self.wait(topic, status.id)
         return True
 
-    def ended(self, topic: str) -> None:
+    def ended(self, topic: str, producer: "_Producer") -> None:
         """A run of this process is over."""
-        del self._producers[topic]
+        if self._producers.get(topic) is producer:
+            del self._producers[topic]
         if not self._producers and self._watching is not None:
             self._watching.cancel()
             self._watching = None
@@ -249,14 +271,21 @@ class Runs:
     async def _watch(self) -> None:
         """Stop those of this process of which others say so."""
         changed = self.log._notes_changed
-        with suppress(StreamClosed):
-            while True:
-                count = changed.count
-                names = {note.key.removeprefix("stop:") for note in await self.log._notes("stop:")}
-                for producer in tuple(self._producers.values()):
-                    if producer.id in names:
-                        producer.stop()
-                await changed.wait(count)
+        while True:
+            count = changed.count
+            try:
+                notes = await self.log._notes("stop:")
+            except StreamClosed:
+                return
+            except StreamingError:
+                _logger.exception("what is to be stopped could not be read; it is tried again")
+                await asyncio.sleep(_AGAIN)
+                continue
+            names = {note.key.removeprefix("stop:") for note in notes}
+            for producer in tuple(self._producers.values()):
+                if producer.id in names:
+                    producer.stop()
+            await changed.wait(count)
 
     # Those of processes that ended, or hang.
 
@@ -278,16 +307,21 @@ class Runs:
         task.add_done_callback(lambda _: self._guards.pop(topic, None))
 
     async def _wait_for_its_lease(self, topic: str) -> None:
-        with suppress(StreamClosed):
-            while True:
+        while True:
+            try:
                 note, status = await self._look(topic)
                 if status is None or status.is_over:
                     return
-                left = self._seconds_left(note)
-                if not left:
+                now = self.log._now()
+                if seconds_left(note, now) and not is_doubtful(note, now):
+                    await asyncio.sleep(seconds_left(note, now))
+                else:
                     await self._interrupt(topic)
-                    return
-                await asyncio.sleep(left)
+            except StreamClosed:
+                return
+            except StreamingError:
+                _logger.exception("run %s could not be looked after", shown(topic))
+                await asyncio.sleep(_AGAIN)
 
     async def _interrupt(self, topic: str) -> None:
         """Tell that a run was interrupted, unless it is told how it ended, or goes on."""
@@ -370,6 +404,7 @@ class _Producer:
         self._source = source
         self._record_of = record_of
         self._pending: list[Record] = []
+        self._pending_bytes = 0
         self._appending: asyncio.Task[None] | None = None
         self._ends_as: _State | None = None
         self._failure: BaseException | None = None
@@ -411,11 +446,12 @@ class _Producer:
             if self._ends_as is None and self._failure is None:
                 self._is_recording = True
                 await self._record_all()
+                state = self._ends_as or state
             else:
                 await _close(self._source)
         except asyncio.CancelledError:
             state = self._ends_as or "interrupted"
-        except Exception as raised:
+        except BaseException as raised:
             self._failure = self._failure or raised
         self._is_recording = False
         try:
@@ -432,21 +468,36 @@ class _Producer:
             _logger.exception("the end of run %s could not be recorded", self.id)
         finally:
             await self._lease.abandon()
-            self._runs.ended(self._topic)
+            self._runs.ended(self._topic, self)
+        if isinstance(self._failure, KeyboardInterrupt | SystemExit):
+            raise self._failure
 
     async def _record_all(self) -> None:
         given: Any = self._source
-        source: AsyncIterable[Any] = given if hasattr(given, "__aiter__") else given()
+        source: Any = given if hasattr(given, "__aiter__") else given()
+        if not hasattr(source, "__aiter__"):
+            if inspect.iscoroutine(source):
+                source.close()
+            raise TypeError(
+                f"a run's source returned {type(source).__name__}, which is no async iterable"
+            )
         count = 0
         try:
             async for item in source:
                 if isinstance(item, Event) and item.type == END and item.is_control:
                     continue  # another run's, which readers would take for the end of this one
-                self._pending.append(self._record_of(item))
+                record = self._record_of(item)
+                self._pending.append(record)
+                self._pending_bytes += record.size
                 if self._appending is None or self._appending.done():
                     self._appending = self._runs._task(self._append(), "appending")
-                if len(self._pending) >= _MOST_PENDING:
+                if (
+                    len(self._pending) >= _MOST_PENDING
+                    or self._pending_bytes >= _MOST_PENDING_BYTES
+                ):
                     await asyncio.wait([self._appending])
+                if self._ends_as is not None:  # and it has taken no notice
+                    break
                 count += 1
                 if count % _TURN == 0:
                     await asyncio.sleep(0)
@@ -461,7 +512,7 @@ class _Producer:
     async def _append(self) -> None:
         try:
             while self._pending:
-                records, self._pending = self._pending, []
+                records, self._pending, self._pending_bytes = self._pending, [], 0
                 await self._lease.append(records)
         except Exception as error:
             if self._failure is None:
@@ -474,7 +525,7 @@ class RunEvents:
 
     def __init__(self, runs: Runs, topic: str, after: str | None) -> None:
         self._runs = runs
-        self._topic = topic
+        self._topic = check_topic(topic)
         self._after = after
         self._events: AsyncGenerator[Event, None] | None = None
 
@@ -523,8 +574,21 @@ class RunEvents:
                 yield event
                 if event.type == END:
                     return
+                if event.type == "stream.gap":  # the end may be among what has gone
+                    _, status = await self._runs._look(self._topic)
+                    if status is None:
+                        raise UnknownRun(self._topic)
+                    if status.is_over and not await self._is_there(status):
+                        yield _end_of(self._topic, status)
+                        return
         finally:
             await events.aclose()
+
+    async def _is_there(self, status: RunStatus) -> bool:
+        with suppress(UnknownRun):
+            await said(self._runs.log, self._topic, status.id)
+            return True
+        return False
 
     async def __aexit__(
         self,
@@ -532,8 +596,8 @@ class RunEvents:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._events is not None
-        await self._events.aclose()
+        if self._events is not None:
+            await self._events.aclose()
 
     def __aiter__(self) -> Self:
         return self
@@ -557,8 +621,13 @@ def _end_of(topic: str, status: RunStatus) -> Event:
     return Event(_end_id(status.id), END, data, {"control": True, "topic": topic})
 
 
-def _said_by(end: Record) -> RunStatus:
-    data = end.event().data
+def _said_by(record: Record) -> RunStatus | None:
+    """How a run ended; None: that is not what the record says."""
+    if record.type != END:
+        return None
+    data = record.event().data
+    if not isinstance(data, dict) or data.keys() != {"run", "state", "error"}:
+        return None
     return RunStatus(data["run"], data["state"], data["error"])
 
 
@@ -567,8 +636,12 @@ async def say_end(lease: Lease, topic: str, state: _State, error: str | None) ->
     status = RunStatus(lease.state["run"], state, error)
     try:
         await lease.append([Record.of(_end_of(topic, status))])
-    except IdConflict:  # its process said so, and ended before it could let go
-        status = await said(lease.log, topic, status.id)
+    except IdConflict:
+        try:  # its process said so, and ended before it could let go
+            status = await said(lease.log, topic, status.id)
+        except UnknownRun:  # somebody has published something else by this name
+            end = _end_of(topic, status)
+            await lease.append([Record.of(Event(None, END, end.data, end.metadata))])
     lease.state.update(state=status.state, error=status.error)
     await lease.let_go(lasts=lease.state["ttl"])
 
@@ -584,7 +657,10 @@ async def said(log: Log, topic: str, run: str) -> RunStatus:
     if where.status != "found" or where.position is None:
         raise UnknownRun(topic)
     page = await log._page(where.position - 1, selection, 1, where.position)
-    return _said_by(page.records[0])
+    status = _said_by(page.records[0]) if page.records else None
+    if status is None:
+        raise UnknownRun(topic)
+    return status
 
 
 async def _close(source: Source) -> None:

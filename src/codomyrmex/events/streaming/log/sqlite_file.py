@@ -559,12 +559,10 @@ class SQLiteFile:
         """The place at which to read on after a cursor."""
         with self._reading():
             position, _, first = self._find(after)
+            gap = Gap(after, "unknown") if position is None else None
             if position is None or after == EARLIEST:
                 position = self._before_all(first, selection)
-                return Start(
-                    position, position, None if after == EARLIEST else Gap(after, "unknown")
-                )
-        return Start(position, position, None)
+        return Start(position, position, gap, first - 1)
 
     def cursor_at(self, time: int) -> str:
         """The cursor before the first record that was taken at or after a time."""
