@@ -591,7 +591,7 @@ async def publish(log, name):
         number += 1
 
 async def main():
-    async with SQLiteLog(sys.argv[1], Retention(count=100_000), durability="normal") as log:
+    async with SQLiteLog(sys.argv[1], Retention(count=10_000_000), durability="normal") as log:
         await asyncio.gather(*(publish(log, name) for name in sys.argv[2:]))
 
 asyncio.run(main())

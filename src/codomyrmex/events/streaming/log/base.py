@@ -113,7 +113,7 @@ class Gap:
     missed: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """Records in their order, and the place after them.
 

@@ -338,13 +338,17 @@ class MemoryLog(Log):
             gone = ring.first - 1
             missed = 0 if after >= gone else self._missed(max(after, told), selection)
             told = max(told, gone)
-            kept = self._kept_after(after, selection)[:limit]
-            if len(kept) == limit:
-                return Page(kept, kept[-1].position, kept[-1].id, False, missed, told)
-            found, reached = ring.page(max(after, gone), selection, limit - len(kept))
+            kept: list[Record] = []
+            if after < gone:
+                kept = self._kept_after(after, selection)[:limit]
+                if len(kept) == limit:
+                    return Page(kept, kept[-1].position, kept[-1].id, False, missed, told)
+                after = gone
+            found, reached = ring.page(after, selection, limit - len(kept))
             # Before the first only where nothing was ever appended: the last is never trimmed.
             cursor = ring.at(reached).id if reached > gone else EARLIEST
-            return Page(kept + found, reached, cursor, reached == ring.last, missed, told)
+            found = kept + found if kept else found
+            return Page(found, reached, cursor, reached == ring.last, missed, told)
 
     def _kept_after(self, after: int, selection: Selection) -> list[Record]:
         """What only notes keep, of what is selected after a position."""

@@ -14,7 +14,8 @@ import secrets
 import selectors
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,6 +80,8 @@ class Peers:
         self._reading = self._own = -1  # both ends of this process's bell
         self._others: dict[str, int] = {}  # of other processes' bells the end that is written
         self._has_turn = False
+        self._awaited = -1  # what is locked when the turn comes
+        self._unwanted: Future[None] = Future()
         self._listener: threading.Thread | None = None
         self._left = False
 
@@ -178,6 +181,8 @@ class Peers:
             self._bell.unlink(missing_ok=True)
             self._shared[_GENERATION] = secrets.randbits(64)
             self._bell = None
+        if self._has_turn and fcntl is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a child may have a copy of its descriptor
         self._close(self._lock, self._reading, self._own, *self._others.values())
         self._lock = self._reading = self._own = -1  # with the lock goes the turn
         self._shared = memoryview(bytes(self._shared.cast("B"))).cast("Q")  # as it was
@@ -186,7 +191,7 @@ class Peers:
 
     def abandon(self) -> None:  # pragma: no cover - in a forked child, where nothing is measured
         """In a forked child: let go of what is the parent's, which otherwise seems to live on."""
-        self._close(self._lock, self._reading, self._own, *self._others.values())
+        self._close(self._lock, self._awaited, self._reading, self._own, *self._others.values())
 
     def _wake_listener(self) -> None:
         self._stroke(self._own)
@@ -202,7 +207,8 @@ class Peers:
     def _close(*descriptors: int) -> None:
         for each in descriptors:
             if each >= 0:
-                os.close(each)
+                with contextlib.suppress(OSError):
+                    os.close(each)
 
     # Turns.
 
@@ -217,7 +223,11 @@ class Peers:
         """
         if self._has_turn:
             return False
-        if fcntl is not None and not self._lock_at_once() and not self._lock_in_time():
+        try:
+            is_taken = fcntl is None or self._lock_at_once() or self._lock_in_time()
+        except OSError as error:
+            raise LogUnusable(self._path, f"it cannot be locked: {error}") from error
+        if not is_taken:
             raise LogUnusable(
                 self._path,
                 f"it is in use: process {self._shared[_HOLDER]} has had its turn to write for"
@@ -239,6 +249,7 @@ class Peers:
         # Opened for itself: what comes too late is then not this one's, and is closed.
         lock = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CLOEXEC)
         turn: Future[None] = Future()
+        self._awaited = lock
 
         def wait() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -248,14 +259,19 @@ class Peers:
                 os.close(lock)
 
         threading.Thread(target=wait, name="codomyrmex-streaming log turn", daemon=True).start()
-        try:
-            turn.result(_PATIENCE)
-        except TimeoutError:
-            if turn.cancel():  # pragma: no branch - or it has come this very moment
-                return False
+        wait_for([turn, self._unwanted], _PATIENCE, FIRST_COMPLETED)
+        self._awaited = -1
+        if turn.cancel():
+            return False
+        turn.result()
         os.close(self._lock)
         self._lock = lock
         return True
+
+    def wait_no_more(self) -> None:
+        """Have `take_turn` fail rather than wait, from now on. From any thread."""
+        if not self._unwanted.done():
+            self._unwanted.set_result(None)
 
     def end_turn(self) -> None:
         """Let others write, if there are any."""
@@ -282,7 +298,11 @@ class Peers:
         """See who else is there now."""
         self._generation = self._shared[_GENERATION]
         assert self._bell is not None
-        names = {name for name in os.listdir(self._bell.parent) if not name.startswith(".")}
+        try:
+            found = os.listdir(self._bell.parent)
+        except FileNotFoundError:  # somebody has removed the directory: those known are there
+            found = list(self._others)
+        names = {name for name in found if not name.startswith(".")}
         for name in names - self._others.keys() - {self._bell.name}:
             bell = self._bell.parent / name
             try:

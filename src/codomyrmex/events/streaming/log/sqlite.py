@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote
 
-from ..errors import IdConflict, StreamClosed, StreamingError
+from ..errors import IdConflict, LogUnusable, StreamClosed, StreamingError
 from ..forks import follow_forks
 from ..topics import Selection
 from .base import (
@@ -67,6 +67,9 @@ _TRIMMED_AT_ONCE: Final = 500
 _READERS: Final = 2
 """Threads that read."""
 
+_open_at_fork: Final[set[tuple[int, int]]] = set()
+"""Files that were open in the parent when this process was forked."""
+
 T = TypeVar("T")
 
 _Answer: TypeAlias = "tuple[_Job, list[Record] | None, BaseException | None]"
@@ -91,6 +94,12 @@ def _calls(method: Callable[..., T]) -> Callable[..., T | None]:
         return None if bound is None else bound(*args)
 
     return call
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file it is, whatever its name."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _trace(path: Path) -> tuple[int, int]:
@@ -209,6 +218,8 @@ class SQLiteLog(Log):
         # Topics whose records notes keep, after which position; and until when at least.
         self._keeps: dict[str, int] = {}
         self._kept_until = 0
+        self._next_end = 0
+        self._is_stale = True  # whether that has to be read again
         follow_forks(self)
 
     @classmethod
@@ -256,7 +267,8 @@ class SQLiteLog(Log):
             file.read_only()
             with self._lock:
                 self._all_files.append(file)
-        return function(file)
+        with file.errors():
+            return function(file)
 
     async def _call(self, threads: ThreadPoolExecutor | None, function: Callable[[], T]) -> T:
         with self._lock:  # under which the log is closed before its threads are told to end
@@ -268,6 +280,12 @@ class SQLiteLog(Log):
         """In the writer's thread."""
         if self._file is not None:
             return
+        if _open_at_fork and self.path.exists() and _identity(self.path) in _open_at_fork:
+            raise LogUnusable(
+                self.path,
+                "it was open when this process was forked, and SQLite cannot go on with it: open it"
+                " after forking only, or start processes by spawn",
+            )
         file = SQLiteFile(self.path)
         peers = self._peers
         try:
@@ -312,6 +330,7 @@ class SQLiteLog(Log):
         file = self._file
         assert file is not None
         if self._peers.take_turn():
+            self._see_changes()
             self._catch_up(file)
         try:
             yield file
@@ -320,7 +339,6 @@ class SQLiteLog(Log):
 
     def _catch_up(self, file: SQLiteFile) -> None:
         """Learn what other processes have written. In any thread but an event loop's."""
-        self._see_changes()
         extent = file.extent()
         if (extent.first, extent.last) == (self._first, self._last):
             return
@@ -332,9 +350,11 @@ class SQLiteLog(Log):
         recent = max(last, extent.last - _RECENT)
         records = file.page(recent, _RECENT) if is_awaited else []
         with self._lock:
-            if extent.last < self._last:
-                return  # this process has written since
-            fresh = [each for each in records if self._last < each.position <= extent.last]
+            if extent.last < self._last or extent.first < self._first:
+                return  # this process has written since, or trimmed
+            # Of what is only kept there are not all: the ring has none of it.
+            before = max(self._last, extent.first - 1)
+            fresh = [each for each in records if before < each.position <= extent.last]
             if not fresh and extent.last > self._last:
                 self._ring = Ring(extent.last + 1)
             elif fresh and fresh[0].position > self._last + 1:
@@ -353,7 +373,7 @@ class SQLiteLog(Log):
         changes = self._peers.changes
         if changes != self._changes:
             self._changes = changes
-            self._kept_until = 0
+            self._is_stale = True
             self._notes_changed.set_off()
 
     async def _be_up_to_date(self) -> None:
@@ -428,8 +448,8 @@ class SQLiteLog(Log):
         if records and not file.insert(records, self._appended_bytes):
             known = file.find_records([draft.id for job in jobs for draft in job.drafts])
             answers, records = self._place_all(jobs, known, now)
-            if records:
-                file.insert(records, self._appended_bytes)
+            if records and not file.insert(records, self._appended_bytes):
+                raise LogUnusable(self.path, "something else has written to it out of turn")
         repeated = sum(len(stored) for _, stored, _ in answers if stored) - len(records)
         self._show(records, repeated=repeated)
         if records:
@@ -479,7 +499,10 @@ class SQLiteLog(Log):
     def _show(self, records: list[Record], *, repeated: int) -> None:
         """Let everybody see what has been committed. In the writer's thread."""
         with self._lock:
-            self._appended_bytes += self._add_recent(records)
+            # A reader's thread may have seen them in the file before this one came to say so.
+            self._appended_bytes += self._add_recent(
+                [each for each in records if each.position > self._last]
+            )
             if records:
                 if self._first_id is None:
                     self._first_id, self._first_time = records[0].id, records[0].time
@@ -513,6 +536,8 @@ class SQLiteLog(Log):
             Whether there was anything to take.
         """
         now = self._clock()
+        if self._is_stale:
+            self._see_keeps(file)
         if self._kept_until <= now and self._trim_kept(file, now, most):
             return True
         return self._trim_oldest(file, now, most)
@@ -524,15 +549,19 @@ class SQLiteLog(Log):
         too_many_bytes = 0 if keep.bytes is None else self._held_bytes - keep.bytes
         since = None if keep.age is None else now - int(keep.age * 1_000_000)
         # Whether any is aged, the first one says: what it said is remembered, not read each time.
-        if excess <= 0 and too_many_bytes <= 0 and (since is None or self._first_time > since):
+        is_aged = since is not None and not since < self._first_time <= now
+        if excess <= 0 and too_many_bytes <= 0 and not is_aged:
             return False
+        page = file.page(self._first - 1, min(most, self._last - self._first))
+        # What comes before an aged one is as old, whatever the clock said when it came.
+        aged = 0
+        if since is not None:
+            aged = max((n for n, record in enumerate(page, 1) if record.time <= since), default=0)
         gone: list[Record] = []
         kept: list[int] = []
         freed = 0
-        for record in file.page(self._first - 1, min(most, self._last - self._first)):
-            aged = since is not None and record.time <= since
-            passed = len(gone) + len(kept)
-            if passed >= excess and freed >= too_many_bytes and not aged:
+        for number, record in enumerate(page):
+            if number >= excess and freed >= too_many_bytes and number >= aged:
                 break
             freed += record.size
             if self._is_kept(record):
@@ -546,11 +575,7 @@ class SQLiteLog(Log):
     def _trim_kept(self, file: SQLiteFile, now: int, most: int) -> bool:
         """Take what notes keep no more, and the notes whose time is over."""
         file.forget_notes(now)
-        notes = file.kept()
-        self._keeps.clear()
-        for topic, after, _ in notes:
-            if topic is not None:
-                self._keeps[topic] = min(after, self._keeps.get(topic, after))
+        self._see_keeps(file)
         gone: list[Record] = []
         kept: list[int] = []
         position = 0
@@ -568,8 +593,24 @@ class SQLiteLog(Log):
         if gone:
             self._trim(file, gone, kept, self._first)
             return True
-        self._kept_until = min((until for *_, until in notes if until), default=sys.maxsize)
+        self._kept_until = self._next_end
         return False
+
+    def _see_keeps(self, file: SQLiteFile) -> None:
+        """See what notes keep, and whether any of it is kept no more."""
+        self._is_stale = False
+        before, self._keeps = self._keeps, {}
+        ends = [sys.maxsize]
+        for topic, after, until in file.kept():
+            if topic is not None:
+                self._keeps[topic] = min(after, self._keeps.get(topic, after))
+            if until is not None:
+                ends.append(until)
+        self._next_end = min(ends)
+        is_less = any(
+            after < self._keeps.get(topic, sys.maxsize) for topic, after in before.items()
+        )
+        self._kept_until = 0 if is_less else min(self._kept_until, self._next_end)
 
     def _is_kept(self, record: Record) -> bool:
         keeps = self._keeps
@@ -624,8 +665,8 @@ class SQLiteLog(Log):
                     return False
                 self._peers.say_changed()
                 self._changes = self._peers.changes
-                if self._keeps or change.keep or change.gone or change.expires is not None:
-                    self._kept_until = 0  # see again what is kept
+                if change.keep or change.gone or change.expires is not None:
+                    self._is_stale = True
             self._notes_changed.set_off()
             return True
 
@@ -718,6 +759,7 @@ class SQLiteLog(Log):
             )
 
     async def close(self) -> None:  # noqa: D102  (as in the base)
+        self._peers.wait_no_more()
         with self._lock:
             self._closed = True
             followers = tuple(self._followers)
@@ -741,7 +783,13 @@ class SQLiteLog(Log):
         self._peers.leave()
 
     def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
-        """Threads and connections are the parent's; the child opens the file anew, if it may."""
+        """Threads and connections are the parent's, and SQLite in the child takes them for its own.
+
+        It would neither lock the file nor notice that the parent has closed it: what the child
+        wrote would be lost. So it may have other files, but not this one.
+        """
+        if self._file is not None:
+            _open_at_fork.add(_identity(self.path))
         self._lock = threading.Lock()
         self._writing = self._reading = self._ending = self._file = None
         self._files = threading.local()

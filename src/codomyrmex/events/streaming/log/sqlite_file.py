@@ -150,7 +150,7 @@ class SQLiteFile:
     @contextlib.contextmanager
     def _closed_if_unusable(self) -> Iterator[None]:
         try:
-            with self._errors():
+            with self.errors():
                 yield
         except BaseException:
             self.close()
@@ -207,7 +207,7 @@ class SQLiteFile:
             LogUnusable: it could not be written for another reason.
         """
         run = self._connection.execute
-        with self._errors():
+        with self.errors():
             try:
                 run("BEGIN IMMEDIATE")
                 yield
@@ -218,7 +218,7 @@ class SQLiteFile:
                 raise
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         """SQLite's errors as those of this library, except for the one of an id that is there."""
         try:
             yield
@@ -270,7 +270,7 @@ class SQLiteFile:
         statement = "INSERT INTO records VALUES "
         try:
             if _fits(len(records)) and not places:
-                with self._errors():  # one statement is a transaction of its own
+                with self.errors():  # one statement is a transaction of its own
                     self._insert(statement, 11, rows)
             else:
                 with self.transaction():
@@ -290,7 +290,7 @@ class SQLiteFile:
             numbers.update(self._numbers_of(missing))
             new = [topic for topic in missing if topic not in numbers]
             if new:
-                with self._errors():
+                with self.errors():
                     self._insert("INSERT INTO topics (name) VALUES ", 1, new)
                 numbers.update(self._numbers_of(missing))
         return numbers
@@ -373,7 +373,7 @@ class SQLiteFile:
         """Write a note, or take it away; False: it is not what it was thought to be."""
         run = self._connection.execute
         key, given = change.note.key, (change.note.revision, now)
-        with self._errors():
+        with self.errors():
             if change.gone:
                 changed = run(
                     "DELETE FROM notes WHERE key = ? AND revision = ?", (key, change.note.revision)
@@ -401,7 +401,7 @@ class SQLiteFile:
 
     def forget_notes(self, now: int) -> None:
         """Take away the notes whose time is over."""
-        with self._errors():
+        with self.errors():
             self._connection.execute("DELETE FROM notes WHERE expires <= ?", (now,))
 
     def kept(self) -> list[tuple[str | None, int, int | None]]:
@@ -615,11 +615,18 @@ class SQLiteFile:
                 "SELECT count(*) FROM records WHERE position > ? AND position < ?", (after, first)
             ).fetchone()
             return first - 1 - after - int(kept)
-        for (name,) in self._connection.execute(
-            "SELECT name FROM topics WHERE trimmed > ? AND trimmed > 0", (after,)
-        ):
-            if selection.matches((name,)):
+        for some in _pieces(selection.exact):
+            if self._connection.execute(
+                f"SELECT 1 FROM topics WHERE name IN ({_marks(len(some))}) AND trimmed > {after:d}",
+                some,
+            ).fetchone():
                 return None
+        if selection.patterns:
+            for (name,) in self._connection.execute(
+                "SELECT name FROM topics WHERE trimmed > ? AND trimmed > 0", (after,)
+            ):
+                if selection.matches((name,)):
+                    return None
         return 0
 
     def _selected(self, selection: Selection) -> list[int]:
