@@ -400,10 +400,12 @@ class TestWhatOthersKeep:
     async def test_and_trim_is_read_by_one_who_comes_late(
         self, path: Path, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async with SQLiteLog(path, Retention(count=50)) as other, aclosing(log.tail()) as tail:
-            await log.append(events("0"))
-            reading = asyncio.ensure_future(take(tail, 1))
-            assert await reading == ["0"]
+        await log.append(events("0"))
+        async with (
+            SQLiteLog(path, Retention(count=50)) as other,
+            aclosing(log.tail(EARLIEST)) as tail,
+        ):
+            assert await take(tail, 1) == ["0"]
             await other._open()
             with monkeypatch.context() as patch:
                 patch.setattr(SQLiteLog, "_heard", lambda self, is_lull: None)
