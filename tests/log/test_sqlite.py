@@ -318,6 +318,34 @@ class TestManyTopics:
             assert page.reached == position + 3
 
 
+class TestLargeEvents:
+    @pytest.mark.parametrize("topics", ["*", "a", ["a", "b"]])
+    async def test_come_in_smaller_pages(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, topics: Any
+    ) -> None:
+        monkeypatch.setattr(sqlite_file, "_PAGE_BYTES", 10_000)
+        names = [f"a/{number}" for number in range(100)]
+        async with SQLiteLog(path, Retention(count=1000)) as log:
+            await log.append([event(name, "a", "x" * 1000) for name in names])
+        async with SQLiteLog(path) as log:
+            batch = await log.read(topics=topics, limit=1000)
+            assert (len(batch), batch.is_last, batch.cursor) == (16, False, "a/15")
+            assert await read_all(log, topics=topics, limit=1000) == names
+
+
+async def test_damage_that_is_met_while_reading_names_the_file(path: Path) -> None:
+    async with SQLiteLog(path) as log:
+        await log.append([event(str(number), data="x" * 1000) for number in range(3000)])
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 40 * 4096] = bytes(40 * 4096)
+    path.write_bytes(content)
+    async with SQLiteLog(path) as log:
+        with pytest.raises(LogUnusable, match="it is damaged, or no database") as caught:
+            await read_all(log, limit=1000)
+        assert caught.value.path == str(path)
+
+
 class TestFilesThatAreNotAsTheyShouldBe:
     async def refused(self, path: Path, says: str) -> None:
         log = SQLiteLog(path)

@@ -197,7 +197,8 @@ class Peers:
         self._close(self._lock, self._awaited, self._reading, self._own, *self._others.values())
 
     def _wake_listener(self) -> None:
-        self._stroke(self._own)
+        with contextlib.suppress(OSError):  # it has gone
+            self._stroke(self._own)
         self._attention.set()
 
     @staticmethod

@@ -292,8 +292,9 @@ class SQLiteLog(Log):
             peers.join()
             peers.take_turn()
             file.prepare(self.durability)
-            extent = file.extent()
-            until = file.bytes_until(extent.last)
+            with file.errors():
+                extent = file.extent()
+                until = file.bytes_until(extent.last)
         except BaseException:
             file.close()
             peers.leave()
@@ -329,11 +330,13 @@ class SQLiteLog(Log):
         """The file, which no other process writes meanwhile. In the writer's thread."""
         file = self._file
         assert file is not None
-        if self._peers.take_turn():
-            self._see_changes()
-            self._catch_up(file)
+        is_new = self._peers.take_turn()
         try:
-            yield file
+            with file.errors():
+                if is_new:
+                    self._see_changes()
+                    self._catch_up(file)
+                yield file
         finally:
             self._peers.end_turn()
 
@@ -388,19 +391,20 @@ class SQLiteLog(Log):
                 return
             assert self._writing is not None
             assert self._reading is not None
-            if self._peers.changed:
-                self._writing.submit(self._peers.end_turn)
-            is_behind = self._peers.last > self._last
-            if is_lull:
-                # One that was killed after it wrote and before it could ring has left its trace.
-                trace = _trace(self.path)
-                is_behind |= trace != self._trace
-                self._trace = trace
-                if self.retention.age is not None and not self._trim_asked:
-                    self._trim_asked = True
-                    self._writing.submit(self._trim_the_aged)
-            if is_behind and self._followers:  # where nobody waits, whoever reads will look
-                self._reading.submit(self._with_file, self._catch_up)
+            with contextlib.suppress(RuntimeError):  # the program ends, and its threads with it
+                if self._peers.changed:
+                    self._writing.submit(self._peers.end_turn)
+                is_behind = self._peers.last > self._last
+                if is_lull:
+                    # One that was killed after it wrote and before it could ring left its trace.
+                    trace = _trace(self.path)
+                    is_behind |= trace != self._trace
+                    self._trace = trace
+                    if self.retention.age is not None and not self._trim_asked:
+                        self._trim_asked = True
+                        self._writing.submit(self._trim_the_aged)
+                if is_behind and self._followers:  # where nobody waits, whoever reads will look
+                    self._reading.submit(self._with_file, self._catch_up)
         self._see_changes()
 
     # Appending.

@@ -95,6 +95,11 @@ _MORE_AT_ONCE: Final = (1000, 512, _AT_ONCE)
 
 _SCANNED_AT_ONCE: Final = 1000
 
+_FETCHED_AT_ONCE: Final = 16
+
+_PAGE_BYTES: Final = 16 << 20
+"""Bytes of bodies after which a page has enough, however many records were asked for."""
+
 _LITTLE: Final = 65_536
 """Bytes that are too few for a database to grow."""
 
@@ -438,33 +443,45 @@ class SQLiteFile:
         return int(first)
 
     def page(self, after: int, limit: int) -> list[Record]:
-        """Records after a position."""
-        return self._records(
-            self._connection.execute(
-                f"SELECT {_COLUMNS}, NULL FROM records WHERE position > ?"
-                " ORDER BY position LIMIT ?",
-                (after, limit),
-            )
+        """Records after a position: so many, or fewer if they are large."""
+        rows, _ = self._fetch(
+            f"SELECT {_COLUMNS}, NULL FROM records WHERE position > ? ORDER BY position LIMIT ?",
+            (after, limit),
         )
+        return self._records(rows)
+
+    def _fetch(self, question: str, given: Sequence[Any]) -> tuple[list[Any], bool]:
+        """Rows of `_COLUMNS` and more; and whether there may be others, for these are large."""
+        cursor = self._connection.execute(question, given)
+        rows: list[Any] = []
+        size = 0
+        while some := cursor.fetchmany(_FETCHED_AT_ONCE):
+            rows += some
+            size += sum([len(row[6]) for row in some])
+            if size > _PAGE_BYTES:
+                cursor.close()
+                return rows, True
+        return rows, False
 
     def page_of(self, after: int, selection: Selection, limit: int, last: int, told: int) -> Page:
         """Selected records after a position and up to another: as many as asked for, or all."""
         question, given = self._question(after, selection, limit, last)
         if question is None:
+            is_cut = False
             with self._reading():
                 first = self._first()
                 records, reached = self._scan(after, selection, limit, last)
         else:
             # The first position comes with each row: one question sees one state of the file.
-            rows = self._connection.execute(
+            rows, is_cut = self._fetch(
                 f"SELECT {_COLUMNS}, (SELECT first FROM retained) FROM records {question}"
                 " ORDER BY position LIMIT ?",
                 (*given, limit),
-            ).fetchall()
+            )
             first = rows[0][-1] if rows else self._first()
             records = self._records(rows)
-            reached = records[-1].position if len(records) == limit else last
-        if len(records) < limit:
+            reached = records[-1].position if is_cut or len(records) == limit else last
+        if len(records) < limit and not is_cut:
             reached = max(reached, first - 1)
         # Of what comes after this page, the next one tells.
         until = min(first - 1, reached)
