@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import statistics
@@ -544,6 +545,29 @@ class TestTheFilesBeside:
             await log.append(events("3"))
         async with SQLiteLog(path) as log:
             assert await read_all(log) == ["1", "3"]
+
+    async def test_that_cannot_be_locked_are_named(
+        self, path: Path, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(self: Peers) -> bool:
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Peers, "_lock_at_once", refused)
+            with pytest.raises(LogUnusable, match="it cannot be locked"):
+                await log.append(events("1"))
+        await log.append(events("2"))
+
+    async def test_that_somebody_removes_leave_those_who_are_there(
+        self, path: Path, log: SQLiteLog
+    ) -> None:
+        async with SQLiteLog(path) as other, aclosing(other.tail(EARLIEST)) as tail:
+            await log.append(events("1"))
+            assert await take(tail, 1) == ["1"]
+            shutil.rmtree(f"{path}-bells")
+            await log._write(log._peers._look_around)
+            await log.append(events("2"))
+            assert await take(tail, 1) == ["2"]
 
     async def test_a_full_disk_is_said(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def mkfifo(name: Path) -> None:

@@ -159,6 +159,7 @@ class TestReaders:
     async def test_attach_is_entered_once_and_is_a_context_manager(self) -> None:
         async with LogStream(new_log()) as stream:
             await stream.run("answer", speak())
+            await stream.attach("answer").__aexit__(None, None, None)
             attached = stream.attach("answer")
             with pytest.raises(RuntimeError, match="async with"):
                 await anext(attached)
@@ -799,13 +800,65 @@ class TestProcessesThatEnd:
             assert (await run._runs.status("answer")) == RunStatus(run.id, "running")
             waiting = asyncio.create_task(run.wait())
             await asyncio.sleep(1)
+            await stream.publish(Event(type="stream.end", data={"run": 2}, metadata=forged))
             assert await run.stop()
             assert (await waiting).state == "cancelled"
             await asyncio.sleep(1)
             assert (await stream.status("answer")) == RunStatus(run.id, "cancelled")
 
+    async def test_a_log_that_is_closed_is_watched_no_more(self) -> None:
+        log = new_log()
+        dying = Crash(log)
+        await dying.run("another", for_ever())
+        await dying.crash()
+        async with LogStream(log) as one:
+            await one.run("answer", for_ever())
+            async with one.attach("another"):
+                await log.close()
+                log._notes_changed.set_off()
+                await asyncio.sleep(30)
+            assert not one._runs._guards
+        await dying.aclose()
+
+    def test_an_interrupt_of_the_program_is_one(self) -> None:
+        async def source() -> AsyncIterator[int]:
+            yield 1
+            raise KeyboardInterrupt
+
+        async def main() -> None:
+            async with LogStream(log) as stream:
+                await (await stream.run("answer", source())).wait()
+                await asyncio.sleep(PATIENCE)
+
+        async def look() -> Any:
+            async with LogStream(log) as stream:
+                return await read(stream, "answer")
+
+        log = MemoryLog()
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(main())
+        assert asyncio.run(look()) == ([1], "failed")
+
 
 class TestRetention:
+    async def test_that_takes_the_end_from_under_who_waits_for_it_ends_the_wait(self) -> None:
+        log = new_log(retention=Retention(count=1))
+        dying = Crash(log)
+        run = await dying.run("answer", for_ever())
+        async with LogStream(log) as other:
+            waiting = asyncio.create_task((await other.run("answer", speak())).wait())
+            await asyncio.sleep(1)
+            await log.append(events("x/1", "x/2"))
+            await asyncio.sleep(1)
+            # None of this lets anybody else have a turn.
+            end = {"control": True, "topic": "answer"}
+            await log.append([Event(f"{run.id}.end", "stream.end", None, end)])
+            await log._change(Change(await log._note("run:answer"), gone=True))
+            await log.append(events("x/3", "x/4"))
+            with pytest.raises(UnknownRun):
+                await waiting
+        await dying.aclose()
+
     async def test_that_takes_the_end_from_under_a_reader_ends_its_wait(self) -> None:
         log = new_log(retention=Retention(count=2))
         async with LogStream(log) as stream:

@@ -38,6 +38,7 @@ from codomyrmex.events.streaming.log import (
     sqlite,
     sqlite_file,
 )
+from codomyrmex.events.streaming.log.base import Change, Note
 from codomyrmex.events.streaming.log.sqlite_file import SQLiteFile
 from codomyrmex.events.streaming.topics import Selection
 from tests.conformance.test_logs import Clock, event, events, ids, read_all, take
@@ -316,6 +317,15 @@ class TestManyTopics:
             )
             assert ids(page.records) == names[6:9]
             assert page.reached == position + 3
+
+    async def test_of_which_notes_keep_some(self, path: Path) -> None:
+        async with SQLiteLog(path, Retention(count=1)) as log:
+            note = Note("run", {})
+            await log._change(Change(note, keep=("user.7", 0)))
+            await log.append(events(*(f"user.{number}/1" for number in range(60)), "last"))
+            await log.trim()
+            assert await read_all(log, topics="user.*") == ["user.7/1"]
+            assert await read_all(log, topics="*.*") == ["user.7/1"]
 
 
 class TestLargeEvents:

@@ -239,7 +239,7 @@ class Runs:
                         return ended
                 if batch.gap is not None:  # it may have been among what has gone
                     status = await self.status(topic)
-                    if status is None or status.id != id_ or status.is_over:
+                    if status is None or status.id != id_:
                         return await said(self.log, topic, id_)
             raise StreamClosed("the log has been closed")
         finally:
@@ -578,17 +578,8 @@ class RunEvents:
                     _, status = await self._runs._look(self._topic)
                     if status is None:
                         raise UnknownRun(self._topic)
-                    if status.is_over and not await self._is_there(status):
-                        yield _end_of(self._topic, status)
-                        return
         finally:
             await events.aclose()
-
-    async def _is_there(self, status: RunStatus) -> bool:
-        with suppress(UnknownRun):
-            await said(self._runs.log, self._topic, status.id)
-            return True
-        return False
 
     async def __aexit__(
         self,

@@ -96,7 +96,7 @@ def _calls(method: Callable[..., T]) -> Callable[..., T | None]:
     return call
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(path: Path) -> tuple[int, int]:  # pragma: no cover - in a forked child
     """Which file it is, whatever its name."""
     found = path.stat()
     return found.st_dev, found.st_ino
@@ -280,7 +280,9 @@ class SQLiteLog(Log):
         """In the writer's thread."""
         if self._file is not None:
             return
-        if _open_at_fork and self.path.exists() and _identity(self.path) in _open_at_fork:
+        if (  # pragma: no cover - in a forked child, where nothing is measured
+            _open_at_fork and self.path.exists() and _identity(self.path) in _open_at_fork
+        ):
             raise LogUnusable(
                 self.path,
                 "it was open when this process was forked, and SQLite cannot go on with it: open it"
