@@ -287,6 +287,20 @@ class TestTurns:
             await log.append(events("3"))
             assert await read_all(other, "held") == ["2", "3"]
 
+    async def test_closing_waits_for_one_that_hangs_a_little_only(
+        self, start: Any, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(peers, "_LAST_PATIENCE", 0.1)
+        await log.append(events("0"))
+        holder = start(HOLDS_ITS_TURN)
+        assert await holder.line() == "held"
+        appending = asyncio.create_task(log.append(events("1")))
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            await log.close()
+        with pytest.raises(LogUnusable, match="has had its turn"):
+            await appending
+
     async def test_who_was_alone_and_hangs_is_not_waited_for_either(
         self, path: Path, start: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
