@@ -132,6 +132,7 @@ class TestAppendingTogether:
         monkeypatch.setattr(SQLiteLog, "_commit", count)
         async with SQLiteLog(path) as log:
             await log.append(events("0"))
+            await log.trim()  # the thread that writes has nothing to do
             held = threading.Event()
             assert log._writing is not None
             log._writing.submit(held.wait, PATIENCE)
@@ -166,6 +167,7 @@ class TestAppendingTogether:
     async def test_one_that_was_cancelled_before_is_not_stored(self, path: Path) -> None:
         async with SQLiteLog(path) as log:
             await log.append(events("0"))
+            await log.trim()  # the thread that writes has nothing to do
             held = threading.Event()
             assert log._writing is not None
             log._writing.submit(held.wait, PATIENCE)
@@ -188,6 +190,7 @@ class TestAppendingTogether:
     async def test_who_waited_in_a_loop_that_is_closed_is_in_nobodys_way(self, path: Path) -> None:
         async with SQLiteLog(path) as log:
             await log.append(events("0"))
+            await log.trim()  # the thread that writes has nothing to do
             held = threading.Event()
             assert log._writing is not None
             log._writing.submit(held.wait, PATIENCE)
