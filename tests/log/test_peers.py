@@ -279,6 +279,7 @@ class TestTurns:
         assert await holder.line() == "held"
         with pytest.raises(LogUnusable, match=f"process {holder.process.pid} has had its turn"):
             await log.append(events("1"))
+        monkeypatch.setattr(peers, "_PATIENCE", PATIENCE)
         holder.signal(signal.SIGKILL)
         await asyncio.to_thread(holder.process.wait)
         await asyncio.sleep(0.1)  # the turn that was waited for in vain comes, and is let go
@@ -311,6 +312,7 @@ class TestTurns:
         log = SQLiteLog(path)
         with pytest.raises(LogUnusable, match=f"process {alone.process.pid} has had"):
             await log.append(events("1"))
+        monkeypatch.setattr(peers, "_PATIENCE", PATIENCE)
         alone.signal(signal.SIGCONT)
         await asyncio.sleep(0.1)
         await log.append(events("2"))
