@@ -1,7 +1,8 @@
 """What a forked child has to make anew, since only the forking thread lives on in it.
 
 A lock that another thread held would never be released, a delivery that another thread was at
-would never end, and no event loop goes on. So a stream made before a fork works in the child.
+would never end, and no event loop goes on. So a stream made before a fork works in the child. A
+log in a file that was open does not, and says so: SQLite's connections cannot be made anew.
 """
 
 import os

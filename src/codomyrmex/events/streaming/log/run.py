@@ -164,7 +164,7 @@ class Runs:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(held.seconds):
                             await changed.wait(count)
-            elif status.is_over or self._seconds_left(note):
+            elif status.is_over or seconds_left(note, self.log._now()):
                 await _close(source)
                 return Run(self, topic, status.id, is_new=False)
             await self._interrupt(topic)
@@ -199,9 +199,6 @@ class Runs:
         if self._watching is None:
             self._watching = self._task(self._watch(), "stops")
         return Run(self, topic, id_, is_new=True)
-
-    def _seconds_left(self, note: Note) -> float:
-        return seconds_left(note, self.log._now())
 
     # What becomes of them.
 
