@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from codomyrmex.events.streaming.hub import Hub
-from codomyrmex.events.streaming.stream import SSEStream
+from codomyrmex.events.streaming.log import Log, MemoryLog
 from tests.hub.serving import PATIENCE, ServedUrl, serving
 
 
@@ -36,13 +36,13 @@ def shared_client(shared_url: ServedUrl) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def stream() -> SSEStream:
-    return SSEStream(buffer_size=1000)
+def log() -> MemoryLog:
+    return MemoryLog()
 
 
 @pytest.fixture
-def hub(stream: SSEStream) -> Hub:
-    return Hub(stream, allowed_origins=["https://friend.example"])
+def hub(log: Log) -> Hub:
+    return Hub(log, allowed_origins=["https://friend.example"])
 
 
 @pytest.fixture

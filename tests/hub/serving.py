@@ -12,6 +12,8 @@ import httpx
 import uvicorn
 
 from codomyrmex.events.streaming.hub import Hub
+from codomyrmex.events.streaming.log import Log, Record
+from codomyrmex.events.streaming.models import Event
 from codomyrmex.events.streaming.server.hub_server import HubServer
 
 T = TypeVar("T")
@@ -74,6 +76,11 @@ def serving(hub: Hub, app: Callable[..., Any] | None = None, **options: Any) -> 
             yield url
         finally:
             stop()
+
+
+def append(log: Log, *events: Event | Record) -> None:
+    """Append events to a log that any thread may use."""
+    asyncio.run(log.append(events))
 
 
 def error_of(answer: httpx.Response) -> str:

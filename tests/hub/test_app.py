@@ -12,9 +12,9 @@ from websockets.sync.client import connect
 
 from codomyrmex.events.streaming.codec.sse import Decoder
 from codomyrmex.events.streaming.hub import Hub
+from codomyrmex.events.streaming.log import Log
 from codomyrmex.events.streaming.models import Event
-from codomyrmex.events.streaming.stream import SSEStream
-from tests.hub.serving import PATIENCE, ServedUrl, error_of, serving
+from tests.hub.serving import PATIENCE, ServedUrl, append, error_of, serving
 
 
 def test_health(client: httpx.Client) -> None:
@@ -68,15 +68,15 @@ def test_a_rebound_name_reads_nothing(client: httpx.Client, path: str) -> None:
     assert "rebound.example" in error_of(answer)
 
 
-def test_a_rebound_name_publishes_nothing(client: httpx.Client, stream: SSEStream) -> None:
+def test_a_rebound_name_publishes_nothing(client: httpx.Client, log: Log) -> None:
     headers = {"Host": "rebound.example", "Origin": "http://rebound.example"}
     assert client.post("/events/t", content="1", headers=headers).status_code == 403
-    assert stream.statistics().published == 0
+    assert log.statistics().appended == 0
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null"])
 def test_a_foreign_page_publishes_and_reads_nothing(
-    client: httpx.Client, stream: SSEStream, origin: str
+    client: httpx.Client, log: Log, origin: str
 ) -> None:
     headers = {"Origin": origin}
     for answer in (
@@ -87,7 +87,7 @@ def test_a_foreign_page_publishes_and_reads_nothing(
         assert answer.status_code == 403
         assert origin in error_of(answer)
         assert "access-control-allow-origin" not in answer.headers
-    assert stream.statistics().published == 0
+    assert log.statistics().appended == 0
 
 
 def test_its_own_page_publishes(client: httpx.Client, url: str) -> None:
@@ -141,8 +141,8 @@ def test_a_request_without_a_host_is_refused(url: ServedUrl) -> None:
     assert "no Host header" in text
 
 
-def test_it_can_be_mounted_below_a_path(stream: SSEStream) -> None:
-    hub = Hub(stream)
+def test_it_can_be_mounted_below_a_path(log: Log) -> None:
+    hub = Hub(log)
     app = Starlette(routes=[Mount("/live", hub)])
     with serving(hub, app) as url, httpx.Client(base_url=url, timeout=PATIENCE) as client:
         assert client.get("/live/").text.startswith("<!doctype html>")
@@ -160,9 +160,9 @@ def test_it_can_be_mounted_below_a_path(stream: SSEStream) -> None:
             assert "subscribed" in json.loads(websocket.recv(PATIENCE))
 
 
-def test_below_the_root_path_of_a_proxy(stream: SSEStream) -> None:
+def test_below_the_root_path_of_a_proxy(log: Log) -> None:
     # uvicorn's option: the proxy cuts the prefix off, and the server puts it before the path.
-    with serving(Hub(stream), root_path="/live") as url:
+    with serving(Hub(log), root_path="/live") as url:
         assert httpx.get(f"{url}/healthz").status_code == 200
         assert httpx.post(f"{url}/events/t", content="1").json()["topic"] == "t"
 
@@ -295,7 +295,7 @@ def test_closing_ends_what_is_open_and_tells_why() -> None:
         next(chunks)
         websocket = stack.enter_context(connect(f"{url.websocket}/ws?topic=a"))
         websocket.recv(PATIENCE)
-        assert hub.stream.statistics().subscribers == 2
+        assert hub.log.statistics().readers == 2
         url.run(hub.aclose())
         url.run(hub.aclose())
 
@@ -308,7 +308,7 @@ def test_closing_ends_what_is_open_and_tells_why() -> None:
             websocket.recv(PATIENCE)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
-        assert hub.stream.statistics().subscribers == 0
+        assert hub.log.statistics().readers == 0
 
         for method, path in (
             ("GET", "/events?topic=a"),
@@ -369,16 +369,16 @@ def test_a_client_that_leaves_during_the_handshake_is_no_error() -> None:
             asyncio.run(Hub()(asked, receive, send))
 
 
-def test_the_stream_of_another_stays_open(stream: SSEStream) -> None:
-    hub = Hub(stream)
+def test_the_log_of_another_stays_open(log: Log) -> None:
+    hub = Hub(log)
     asyncio.run(hub.aclose())
-    stream.publish_nowait(Event())
-    assert stream.statistics().published == 1
-    assert hub.stream is stream
+    append(log, Event())
+    assert log.statistics().appended == 1
+    assert hub.log is log
 
 
-def test_a_closed_stream_is_told(client: httpx.Client, stream: SSEStream) -> None:
-    asyncio.run(stream.aclose())
+def test_a_closed_log_is_told(client: httpx.Client, log: Log) -> None:
+    asyncio.run(log.close())
     for answer in (client.get("/events?topic=a"), client.post("/events/t", content="1")):
         assert answer.status_code == 503
         assert "closed" in error_of(answer)

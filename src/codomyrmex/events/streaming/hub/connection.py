@@ -10,13 +10,19 @@ is left incomplete, and the server closes the connection in its own time.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, Final
 
-from .http import ClientGone, Message, Receive, Scope, Send
+from .http import ClientGone, Message, Receive, Refusal, Scope, Send
 
-__all__ = ["ABORT_EXTENSION", "Connection", "SlowReader"]
+__all__ = ["ABORT_EXTENSION", "Connection", "SlowReader", "closing"]
 
 ABORT_EXTENSION: Final = "codomyrmex.abort"
+
+
+def closing() -> Refusal:
+    """The answer to what is asked of a hub that closes."""
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the hub is closing", [(b"retry-after", b"1")])
 
 
 class SlowReader(Exception):
@@ -34,6 +40,7 @@ class Connection:
     __slots__ = (
         "_abort",
         "_closing",
+        "_has_begun",
         "_is_gone",
         "_loop",
         "_receive",
@@ -47,6 +54,7 @@ class Connection:
         self._abort: Callable[[], None] | None = extension["abort"] if extension else None
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Future[None] = self._loop.create_future()
+        self._has_begun = False
         self._is_gone = False
         self._receive = receive
         self._send = send
@@ -57,6 +65,18 @@ class Connection:
     def closing(self) -> bool:
         """Whether `close` has been called."""
         return self._closing.done()
+
+    def check_begun(self) -> None:
+        """See whether there is an answer that can be ended.
+
+        Raises:
+            Refusal: not yet; what to answer instead, as it closes.
+            ClientGone: there is nobody to answer.
+        """
+        if self._is_gone:
+            raise ClientGone
+        if not self._has_begun:
+            raise closing()
 
     def close(self, deadline: float) -> None:
         """Let `race` end, and give the last words `deadline` seconds. From any thread."""
@@ -74,6 +94,7 @@ class Connection:
             SlowReader: the client read nothing for the write timeout.
             ClientGone: there is no client any more.
         """
+        self._has_begun = True
         try:
             async with asyncio.timeout(self._write_timeout):
                 await self._send(message)

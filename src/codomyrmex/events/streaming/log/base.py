@@ -557,6 +557,24 @@ class Reader:
                 self._told = position
         self._position, self._cursor, self._gap = position, after, gap
 
+    async def begin_now(self) -> str:
+        """Begin with what comes from now on.
+
+        Returns:
+            The cursor of that place: the id of the last event there is of those that are read,
+            `EARLIEST` if there is none. Unlike `LATEST` it is the same place later on.
+        """
+        log, selection = self._log, self.selection
+        end = await log._end()
+        position, _ = await log._before_last(1, 0, selection)
+        page = await log._page(position, selection, 1, end)
+        self._position = self._told = end
+        self._cursor = EARLIEST
+        # What was appended meanwhile is not the last of then, and is still to be read.
+        if page.records and page.records[0].position <= end:
+            self._cursor = page.records[0].id
+        return self._cursor
+
     def begin_at(self, start: Start, cursor: str | None = None) -> None:
         """Begin at a place that is known; a gap after that is told as one after the cursor."""
         self._position, self._told, self._gap, _ = start
