@@ -6,7 +6,7 @@ import pytest
 
 from codomyrmex.events.streaming.hub import Hub
 from codomyrmex.events.streaming.log import Log, MemoryLog
-from tests.hub.serving import PATIENCE, ServedUrl, serving
+from tests.hub.serving import PATIENCE, ServedUrl, open_hub, serving
 
 
 class CurrentHub:
@@ -25,7 +25,7 @@ def current() -> CurrentHub:
 
 @pytest.fixture(scope="session")
 def shared_url(current: CurrentHub) -> Iterator[ServedUrl]:
-    with serving(Hub(), current) as url:
+    with serving(open_hub(), current) as url:
         yield url
 
 
@@ -42,7 +42,7 @@ def log() -> MemoryLog:
 
 @pytest.fixture
 def hub(log: Log) -> Hub:
-    return Hub(log, allowed_origins=["https://friend.example"])
+    return open_hub(log, allowed_origins=["https://friend.example"])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 import uvicorn
 
-from codomyrmex.events.streaming.hub import Hub
+from codomyrmex.events.streaming.hub import Hub, everyone
 from codomyrmex.events.streaming.log import Log, Record
 from codomyrmex.events.streaming.models import Event
 from codomyrmex.events.streaming.server.hub_server import HubServer
@@ -46,6 +46,11 @@ class ServedUrl(str):
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine where the hub runs."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE)
+
+
+def open_hub(log: Log | str = "memory://", **options: Any) -> Hub:
+    """A hub that whoever reaches it may use."""
+    return Hub(log, authorize=everyone, **options)
 
 
 @contextmanager

@@ -3,13 +3,15 @@ import asyncio
 import pytest
 
 from codomyrmex.events.streaming.errors import LogUnusable
+from codomyrmex.events.streaming.hub.authorize import Visitor
 from codomyrmex.events.streaming.hub.feed import Feed, Wanted
 from codomyrmex.events.streaming.hub.http import Refusal
-from codomyrmex.events.streaming.log import MemoryLog
+from codomyrmex.events.streaming.log import Log, MemoryLog
 from codomyrmex.events.streaming.log.base import Page
 from codomyrmex.events.streaming.models import Event
 from codomyrmex.events.streaming.testing import cancel_at_every_await
 from codomyrmex.events.streaming.topics import Selection
+from tests.hub.serving import open_hub
 
 pytestmark = pytest.mark.virtual_time
 
@@ -29,13 +31,17 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def feed_of(log: Log, after: str | None = None) -> Feed:
+    return Feed(open_hub(log)._core, Visitor(), Wanted(["t"], after, None))
+
+
 def event(number: int) -> Event:
     return Event(id=f"n{number}", metadata={"topic": "t"})
 
 
 async def test_silence_is_told_after_a_while() -> None:
     async with MemoryLog() as log:
-        feed = Feed(log, Wanted(["t"], None, None), 30.0)
+        feed = feed_of(log)
         await feed.begin()
         for expected in (30.0, 60.0):
             batch = await feed.read()
@@ -51,7 +57,7 @@ async def test_silence_is_told_after_a_while() -> None:
 
 async def test_readers_stay_while_the_log_fails(caplog: pytest.LogCaptureFixture) -> None:
     async with FailingLog() as log:
-        feed = Feed(log, Wanted(["t"], None, None), 30.0)
+        feed = feed_of(log)
         await feed.begin()
         await log.append([event(1)])
         log.fails = True
@@ -74,7 +80,7 @@ async def test_a_log_that_fails_from_the_start_is_not_described_to_clients(
 ) -> None:
     async with FailingLog() as log:
         log.fails = True
-        feed = Feed(log, Wanted(["t"], None, None), 30.0)
+        feed = feed_of(log)
         with pytest.raises(Refusal) as caught:
             await feed.begin()
         feed.close()
@@ -85,7 +91,7 @@ async def test_a_log_that_fails_from_the_start_is_not_described_to_clients(
 
 async def test_the_end_of_the_log() -> None:
     log = MemoryLog()
-    feed = Feed(log, Wanted(["t"], None, None), 30.0)
+    feed = feed_of(log)
     await feed.begin()
     waiting = asyncio.ensure_future(feed.read())
     await asyncio.sleep(1)
@@ -93,13 +99,13 @@ async def test_the_end_of_the_log() -> None:
     assert await waiting is None
     feed.close()
     with pytest.raises(Refusal):
-        Feed(log, Wanted(["t"], None, None), 30.0)
+        feed_of(log)
 
 
 def test_cancelled_anywhere_it_has_lost_nothing() -> None:
     async def scenario() -> None:
         async with MemoryLog() as log:
-            feed = Feed(log, Wanted(["t"], "earliest", None), 30.0)
+            feed = feed_of(log, "earliest")
             try:
                 await log.append([event(1)])
                 await feed.begin()

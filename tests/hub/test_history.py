@@ -1,11 +1,10 @@
 import httpx
 import pytest
 
-from codomyrmex.events.streaming.hub import Hub
 from codomyrmex.events.streaming.log import Log, MemoryLog, Record, Retention
 from codomyrmex.events.streaming.models import Event
 from tests.hub.conftest import CurrentHub
-from tests.hub.serving import append, error_of
+from tests.hub.serving import append, error_of, open_hub
 
 
 def event(number: int, topic: str = "t") -> Event:
@@ -57,7 +56,7 @@ def test_a_hundred_by_default(client: httpx.Client, log: Log) -> None:
 
 def test_what_retention_took_is_told(client: httpx.Client, current: CurrentHub) -> None:
     log = MemoryLog(Retention(count=2))
-    current.hub = Hub(log)
+    current.hub = open_hub(log)
     append(log, *(event(number) for number in range(5)))
     page = client.get("/events/*/history?after=n0").json()
     assert page["gap"] == {"after": "n0", "reason": "trimmed", "missed": 2}

@@ -10,13 +10,12 @@ from starlette.routing import Mount
 
 from codomyrmex.events.streaming.codec.sse import Decoder
 from codomyrmex.events.streaming.errors import IdConflict, StreamClosed
-from codomyrmex.events.streaming.hub import Hub
 from codomyrmex.events.streaming.log import MemoryLog
-from tests.hub.serving import PATIENCE, serving
+from tests.hub.serving import PATIENCE, open_hub, serving
 
 
 async def test_publish_and_subscribe() -> None:
-    hub = Hub()
+    hub = open_hub()
     first = await hub.publish("orders.42", {"state": "new"})
     paid = await hub.publish("orders.42", {"state": "paid"}, "order.paid", id="p-1", by="card")
     assert paid.metadata == {"topic": "orders.42", "by": "card"}
@@ -37,11 +36,11 @@ async def test_publish_and_subscribe() -> None:
 
 async def test_what_it_publishes_is_there_in_another_life(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'events.db'}"
-    hub = Hub(url)
+    hub = open_hub(url)
     assert not (tmp_path / "events.db").exists()  # it is made when it is first used
     event = await hub.publish("t", 1)
     await hub.aclose()
-    again = Hub(url)
+    again = open_hub(url)
     async with again.subscribe("t", after="earliest") as events:
         assert await anext(events) == event
     await again.aclose()
@@ -49,14 +48,14 @@ async def test_what_it_publishes_is_there_in_another_life(tmp_path: Path) -> Non
 
 async def test_a_log_that_was_given_stays_open() -> None:
     async with MemoryLog() as log:
-        hub = Hub(log)
+        hub = open_hub(log)
         assert hub.log is log
         await hub.aclose()
         await log.append([])
 
 
 def test_it_closes_with_the_application_that_it_is_mounted_in(tmp_path: Path) -> None:
-    hub = Hub(f"sqlite:///{tmp_path / 'events.db'}")
+    hub = open_hub(f"sqlite:///{tmp_path / 'events.db'}")
     app = Starlette(routes=[Mount("/live", hub)], lifespan=hub.lifespan)
 
     async def live() -> None:
@@ -69,7 +68,7 @@ def test_it_closes_with_the_application_that_it_is_mounted_in(tmp_path: Path) ->
 
 
 def test_both_sides_are_one() -> None:
-    hub = Hub()
+    hub = open_hub()
     with serving(hub) as url, httpx.stream("GET", f"{url}/events?topic=t", timeout=PATIENCE) as got:
         chunks = got.iter_raw()
         next(chunks)

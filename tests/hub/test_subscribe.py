@@ -10,10 +10,9 @@ import httpx_sse
 import pytest
 
 from codomyrmex.events.streaming.codec.sse import Decoder, Frame
-from codomyrmex.events.streaming.hub import Hub
 from codomyrmex.events.streaming.log import Log, MemoryLog, Record, Retention
 from codomyrmex.events.streaming.models import Event
-from tests.hub.serving import ServedUrl, append, error_of, eventually, serving
+from tests.hub.serving import ServedUrl, append, error_of, eventually, open_hub, serving
 
 
 def frames_of(answer: httpx.Response) -> Iterator[Frame]:
@@ -144,7 +143,7 @@ def test_an_event_source_that_was_given_the_last_goes_on_from_its_own_place(
 
 def test_what_retention_took_is_told_with_how_many(client: httpx.Client, current: Any) -> None:
     log = MemoryLog(Retention(count=3))
-    current.hub = Hub(log)
+    current.hub = open_hub(log)
     append(log, *(event(number) for number in range(6)))
     with reading(client, "topic=*&after=id-0") as frames:
         gap = next(frames)
@@ -220,7 +219,7 @@ def test_a_gap_is_a_frame_of_its_own_among_whole_events_too(client: httpx.Client
 
 
 def test_an_idle_stream_is_kept_open_by_comments() -> None:
-    hub = Hub(keep_alive=0.05)
+    hub = open_hub(keep_alive=0.05)
     with serving(hub) as url, httpx.stream("GET", f"{url}/events?topic=a") as answer:
         text = ""
         for chunk in answer.iter_text():

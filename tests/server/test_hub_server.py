@@ -12,10 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from codomyrmex.events.streaming.hub import Hub
 from codomyrmex.events.streaming.log import Log, MemoryLog
 from codomyrmex.events.streaming.models import Event
-from tests.hub.serving import PATIENCE, append, eventually, serving
+from tests.hub.serving import PATIENCE, append, eventually, open_hub, serving
 from tests.server.clients import begin_post, open_sse, open_websocket, read_to_the_end
 
 Opener = Callable[[str], socket]
@@ -34,7 +33,10 @@ def test_a_client_that_stops_reading_is_cut_off(
     opener: Opener, loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = MemoryLog()
-    with serving(Hub(log, write_timeout=0.3), loop=loop) as url, opener(url) as stopped:
+    with (
+        serving(open_hub(log, write_timeout=0.3), loop=loop) as url,
+        opener(url) as stopped,
+    ):
         assert log.statistics().readers == 1
         flood(log)
         eventually(lambda: log.statistics().readers == 0)
@@ -48,7 +50,7 @@ def test_a_client_that_stops_reading_is_cut_off(
 def test_others_are_not_disturbed_by_it(opener: Opener) -> None:
     log = MemoryLog()
     with (
-        serving(Hub(log, write_timeout=5)) as url,
+        serving(open_hub(log, write_timeout=5)) as url,
         opener(url),
         httpx.stream("GET", f"{url}/events?topic=small", timeout=PATIENCE) as reader,
     ):
@@ -71,7 +73,7 @@ def test_no_client_holds_up_the_end(
     opener: Opener, loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = MemoryLog()
-    hub = Hub(log)
+    hub = open_hub(log)
     with serving(hub, loop=loop) as url, opener(url), opener(url) as other:
         if opener is not begin_post:
             assert log.statistics().readers == 2
@@ -88,10 +90,10 @@ MOUNTED = """
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from codomyrmex.events.streaming import Hub
+from codomyrmex.events.streaming.hub import Hub, everyone
 from codomyrmex.events.streaming.server import HubServer
 
-hub = Hub()
+hub = Hub(authorize=everyone)
 app = Starlette(routes=[Mount("/live", hub)])
 
 async def start():
@@ -125,7 +127,10 @@ def test_a_websocket_that_does_not_answer_pings_is_closed(
 ) -> None:
     log = MemoryLog()
     pings: dict[str, Any] = {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}
-    with serving(Hub(log), loop=loop, **pings) as url, open_websocket(url) as silent:
+    with (
+        serving(open_hub(log), loop=loop, **pings) as url,
+        open_websocket(url) as silent,
+    ):
         # Events go on all the time, also between the server's giving up and the connection's end.
         def publish_until_closed() -> bool:
             append(log, Event(data="x" * 10_000, metadata={"topic": "t"}))

@@ -18,11 +18,13 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from ..codec import json
-from ..log import Log, LogStream
+from ..log import Log, LogStream, Record
 from ..models import Event, EventType
 from ..topics import TopicFilter
 from .assets import ASSETS, INDEX
-from .connection import Connection, closing
+from .authorize import Authorize, Gate, Identify, Visitor
+from .connection import POLICY_VIOLATION, Connection, closing
+from .core import Core
 from .feed import Feed
 from .frames import Frames, data_frame, event_frame, event_json
 from .history import history_of
@@ -72,6 +74,16 @@ class Hub:
         log: what is published to and read: a log, or its URL, such as ``sqlite:///events.db``.
             The default keeps the last 10 000 events in memory. A log that is given stays open; one
             of a URL is opened when it is first used, and `aclose` closes it.
+        authorize: says whether a subject may ``subscribe`` or ``publish`` to a topic: a function or
+            async function of the subject (None: somebody without a name), the action and the
+            topic. It is asked about private events, which those are that are not said to be
+            public, and about publishing; what it says is good for 60 s. None: nobody may.
+            `everyone`: everybody may do everything.
+        identify: says who is behind a request: a function or async function of the ASGI scope that
+            returns the subject's name, or None. None: nobody has a name.
+        anonymous: whether those without a name may connect, to read public events and what
+            `authorize` lets them; by default if there is an `authorize` and no `identify`.
+        public: topics whose events are public unless one is published as private.
         allowed_hosts: names besides loopback ones by which clients may call the hub; see `Hosts`.
         allowed_origins: origins besides its own whose pages may use the hub; see `Hosts`.
         max_event_bytes: the largest body of a request, or message of a WebSocket, that is taken.
@@ -84,6 +96,7 @@ class Hub:
 
     Raises:
         ValueError: a log's URL, a host or an origin that cannot be one.
+        TopicError: `public` cannot be a topic filter.
 
     >>> hub = Hub("sqlite:///events.db")
     >>> async def main():
@@ -97,6 +110,10 @@ class Hub:
         self,
         log: "Log | str" = "memory://",
         *,
+        authorize: Authorize | None = None,
+        identify: Identify | None = None,
+        anonymous: bool | None = None,
+        public: TopicFilter = (),
         allowed_hosts: Iterable[str] = (),
         allowed_origins: Iterable[str] = (),
         max_event_bytes: int = 1024 * 1024,
@@ -106,14 +123,18 @@ class Hub:
         page: bool = True,
     ) -> None:
         self._hosts = Hosts(allowed_hosts, allowed_origins)
+        self._gate = Gate(authorize, identify, anonymous, public)
         self._stream = LogStream(log)
-        self._log = self._stream.log
-        self._frames = {"data": Frames(data_frame, b""), "event": Frames(event_frame, b"")}
-        self._events = Frames(event_json, "")
-        self._keep_alive = keep_alive
-        self._max_event_bytes = max_event_bytes
-        self._write_timeout = write_timeout
-        self._reconnect_seconds = reconnect_seconds
+        self._core = Core(
+            self._stream.log,
+            self._gate,
+            {"data": Frames(data_frame, b""), "event": Frames(event_frame, b"")},
+            Frames(event_json, ""),
+            keep_alive,
+            max_event_bytes,
+            write_timeout,
+            reconnect_seconds,
+        )
         self._assets = ASSETS if page else {}
         self._connections: set[Connection] = set()
         self._idle: asyncio.Event | None = None
@@ -122,7 +143,7 @@ class Hub:
     @property
     def log(self) -> Log:
         """What is published to and read."""
-        return self._log
+        return self._core.log
 
     @property
     def stream(self) -> LogStream:
@@ -136,6 +157,7 @@ class Hub:
         event_type: str = EventType.MESSAGE,
         *,
         id: str | None = None,  # noqa: A002 - the field's name
+        public: bool | None = None,
         **metadata: Any,
     ) -> Event:
         """Publish an event; returns when the log has stored it.
@@ -146,6 +168,8 @@ class Hub:
             event_type: the event's type.
             id: the event's id; None: one of its own. The same event published again under the same
                 id is not stored again.
+            public: whether whoever may connect may read it, or only who is authorized for the
+                topic; None: as the hub's `public` says.
             metadata: what else is to be known of it.
 
         Raises:
@@ -153,7 +177,8 @@ class Hub:
             The errors of `LogStream.publish`.
         """
         event = Event(id, event_type, data, {**metadata, "topic": topic})
-        await self._stream.publish(event)
+        is_public = self._gate.is_public(topic) if public is None else public
+        await self._stream.publish(Record.of(event, private=not is_public))
         return event
 
     def subscribe(
@@ -171,6 +196,24 @@ class Hub:
             The errors of `LogStream.events`, as the block is entered.
         """
         return self._stream.events(topic, after=after, last=last)
+
+    def revoke(self, subject: str) -> int:
+        """End all that a subject reads over the network, and ask `authorize` anew about it.
+
+        Returns:
+            How many connections that were.
+        """
+        self._gate.forget(subject)
+        revoked = [each for each in self._connections if each.visitor.subject == subject]
+        for connection in revoked:
+            connection.close(1.0, "you are not authorized any more", POLICY_VIOLATION)
+        return len(revoked)
+
+    async def reauthorize(self) -> None:
+        """Ask `authorize` anew about everyone, and end what they may not read any more."""
+        self._gate.forget()
+        feeds = [feed for each in self._connections for feed in each.feeds]
+        await asyncio.gather(*(feed.recheck() for feed in feeds))
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
@@ -192,8 +235,9 @@ class Hub:
         self._idle = self._idle or asyncio.Event()
         if self._connections:
             for connection in self._connections:
-                connection.close(deadline)
+                connection.close(deadline, "the hub is closing")
             await self._idle.wait()
+        await self._gate.aclose()
         await self._stream.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -254,27 +298,31 @@ class Hub:
         raise Refusal(HTTPStatus.NOT_FOUND, f"nothing is at {path!r:.200}")
 
     async def _subscribe(self, request: Request) -> None:
-        answer = EventStream(request, self._frames, self._reconnect_seconds)
-        with self._open(request) as connection:
-            feed = Feed(self._log, answer.wanted, self._keep_alive)
+        visitor = await self._gate.admit(request)
+        answer = EventStream(request, self._core)
+        with self._open(request, visitor) as connection:
+            feed = Feed(self._core, visitor, answer.wanted)
+            connection.feeds.add(feed)
             try:
                 await connection.race(answer.send(connection, feed), connection.gone())
             finally:
                 feed.close()
             connection.check_begun()
             if request.method != HTTPMethod.HEAD:
-                await answer.send_end(connection, _reason(connection))
+                await answer.send_end(connection)
 
     async def _publish(self, request: Request) -> None:
         topic = request.path.removeprefix("/events/")
         answer: dict[str, Any] | None = None
+        visitor = await self._gate.admit(request)
 
         async def publish() -> None:
             nonlocal answer
-            body = await request.body(self._max_event_bytes)
-            answer = await publish_body(self._log, request, topic, body)
+            await self._gate.check(visitor, "publish", topic)
+            body = await request.body(self._core.max_event_bytes)
+            answer = await publish_body(self._core, request, topic, body)
 
-        with self._open(request) as connection:
+        with self._open(request, visitor) as connection:
             await connection.race(publish())
         if answer is None:
             raise closing()
@@ -282,7 +330,8 @@ class Hub:
 
     async def _history(self, request: Request) -> None:
         topic = request.path.removeprefix("/events/").removesuffix(_HISTORY)
-        body = await history_of(self._log, request, topic, self._events)
+        visitor = await self._gate.admit(request)
+        body = await history_of(self._core, request, visitor, topic)
         await request.answer(
             HTTPStatus.OK, [(b"content-type", b"application/json"), NO_STORE], body
         )
@@ -327,24 +376,25 @@ class Hub:
             self._hosts.check(request)
             if request.path != "/ws":
                 raise Refusal(HTTPStatus.NOT_FOUND, f"no WebSocket is at {request.path!r:.200}")
-            socket = EventSocket(
-                request, self._log, self._events, self._keep_alive, self._max_event_bytes
-            )
-            with self._open(request) as connection:
+            visitor = await self._gate.admit(request)
+            socket = EventSocket(request, self._core)
+            with self._open(request, visitor) as connection:
                 await socket.run(connection)
                 connection.check_begun()
-                await socket.send_end(_reason(connection))
+                await socket.send_end()
         except ClientGone:
             pass
         except Refusal as refusal:
             await _refuse_handshake(request, refusal)
 
     @contextmanager
-    def _open(self, request: Request) -> Iterator[Connection]:
+    def _open(self, request: Request, visitor: Visitor) -> Iterator[Connection]:
         """Let `aclose` end what is done with this connection."""
         if self._closed:
             raise closing()
-        connection = Connection(request.scope, request.receive, request.send, self._write_timeout)
+        connection = Connection(
+            request.scope, request.receive, request.send, visitor, self._core.write_timeout
+        )
         self._connections.add(connection)
         try:
             yield connection
@@ -352,10 +402,6 @@ class Hub:
             self._connections.discard(connection)
             if self._idle is not None and not self._connections:
                 self._idle.set()
-
-
-def _reason(connection: Connection) -> str:
-    return "the hub is closing" if connection.closing else "the stream has ended"
 
 
 def _allow(route: _Route) -> tuple[bytes, bytes]:

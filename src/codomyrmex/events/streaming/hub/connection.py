@@ -13,11 +13,25 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
+from .authorize import Visitor
+from .feed import Feed
 from .http import ClientGone, Message, Receive, Refusal, Scope, Send
 
-__all__ = ["ABORT_EXTENSION", "Connection", "SlowReader", "closing"]
+__all__ = [
+    "ABORT_EXTENSION",
+    "POLICY_VIOLATION",
+    "SERVICE_RESTART",
+    "Connection",
+    "SlowReader",
+    "closing",
+]
 
 ABORT_EXTENSION: Final = "codomyrmex.abort"
+
+
+# Close codes of RFC 6455's registry: to come back, and not to.
+SERVICE_RESTART: Final = 1012
+POLICY_VIOLATION: Final = 1008
 
 
 def closing() -> Refusal:
@@ -34,26 +48,41 @@ class Connection:
 
     Args:
         scope, receive, send: what the server gave the application.
+        visitor: who the client is.
         write_timeout: how long, in seconds, one write may wait for the client to read.
+
+    Attributes:
+        visitor: who the client is.
+        feeds: what it reads.
     """
 
     __slots__ = (
         "_abort",
         "_closing",
+        "_code",
         "_has_begun",
         "_is_gone",
         "_loop",
+        "_reason",
         "_receive",
         "_send",
         "_type",
         "_write_timeout",
+        "feeds",
+        "visitor",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, write_timeout: float) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, visitor: Visitor, write_timeout: float
+    ) -> None:
+        self.visitor = visitor
+        self.feeds: set[Feed] = set()
         extension = (scope.get("extensions") or {}).get(ABORT_EXTENSION)
         self._abort: Callable[[], None] | None = extension["abort"] if extension else None
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Future[None] = self._loop.create_future()
+        self._reason = "the stream has ended"
+        self._code = SERVICE_RESTART
         self._has_begun = False
         self._is_gone = False
         self._receive = receive
@@ -78,12 +107,26 @@ class Connection:
         if not self._has_begun:
             raise closing()
 
-    def close(self, deadline: float) -> None:
-        """Let `race` end, and give the last words `deadline` seconds. From any thread."""
-        self._loop.call_soon_threadsafe(self._close, deadline)
+    @property
+    def reason(self) -> str:
+        """Why it ends."""
+        for feed in self.feeds:
+            if feed.refusal is not None:
+                return feed.refusal.reason
+        return self._reason
 
-    def _close(self, deadline: float) -> None:
+    @property
+    def code(self) -> int:
+        """The same as the close code of a WebSocket."""
+        return self._code
+
+    def close(self, deadline: float, reason: str, code: int = SERVICE_RESTART) -> None:
+        """Let `race` end, and give the last words `deadline` seconds. From any thread."""
+        self._loop.call_soon_threadsafe(self._close, deadline, reason, code)
+
+    def _close(self, deadline: float, reason: str, code: int) -> None:
         if not self._closing.done():
+            self._reason, self._code = reason, code
             self._write_timeout = min(self._write_timeout, deadline)
             self._closing.set_result(None)
 

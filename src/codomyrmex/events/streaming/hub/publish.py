@@ -16,6 +16,7 @@ from ..errors import DecodeError, EventError, IdConflict, StreamingError, TooLar
 from ..ids import uuid7
 from ..log import Log, Record
 from ..models import Event, EventType
+from .core import Core
 from .feed import unavailable
 from .http import Refusal, Request
 
@@ -36,7 +37,7 @@ _LINES: Final = frozenset(
 _YES: Final = frozenset(("true", "1", ""))
 
 
-async def publish_body(log: Log, request: Request, topic: str, body: bytes) -> dict[str, Any]:
+async def publish_body(core: Core, request: Request, topic: str, body: bytes) -> dict[str, Any]:
     """Publish what a request's body holds to `topic`, and return what to answer.
 
     Raises:
@@ -64,7 +65,9 @@ async def publish_body(log: Log, request: Request, topic: str, body: bytes) -> d
     else:
         given = _given(type=type_, id=id_)
         fields = [{**given, "data": value} for value in values]
-    stored = await store(log, [draft_of(topic, each) for each in fields])
+    public = request.value("public")
+    is_public = core.gate.is_public(topic) if public is None else public.lower() in _YES
+    stored = await store(core.log, [draft_of(topic, each, not is_public) for each in fields])
     if is_batch:
         return {"ids": [record.id for record in stored], "topic": topic}
     return {"id": stored[0].id, "topic": topic}
@@ -116,7 +119,7 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def draft_of(topic: str, fields: dict[str, Any]) -> Record:
+def draft_of(topic: str, fields: dict[str, Any], is_private: bool) -> Record:
     """The record of an event that a client sends; what it leaves open is the event's default.
 
     Raises:
@@ -132,7 +135,7 @@ def draft_of(topic: str, fields: dict[str, Any]) -> Record:
         event = Event.from_dict({**fields, "metadata": metadata})
         if event.type in _OWN_TYPES:
             raise _wrong(f"events of the type {str(event.type)!r} come from the stream itself")
-        return Record.of(event, private=True)
+        return Record.of(event, private=is_private)
     except StreamingError as error:
         raise _wrong(str(error)) from None
 

@@ -6,14 +6,14 @@ open by comments. When the hub closes, the last frame is `stream.disconnect`.
 """
 
 import random
-from collections.abc import Mapping
 from http import HTTPMethod, HTTPStatus
 from typing import Final
 
 from ..codec import sse
 from .connection import Connection
+from .core import Core
 from .feed import Feed, Wanted
-from .frames import Frames, control_frame, gap_frame
+from .frames import control_frame, gap_frame
 from .http import NO_STORE, Refusal, Request
 
 __all__ = ["EventStream", "number_of", "wanted_by"]
@@ -62,19 +62,14 @@ class EventStream:
     Args:
         request: the request; `format` in its query is `data` (the default: the event's data, under
             its type) or `event` (the whole event, so that a reader of a pattern knows the topic).
-        frames: makes the frames of records, by format.
-        reconnect_seconds: lower and upper bound of the reconnection time told to the reader.
+        core: what is sent.
 
     Raises:
         Refusal: 400 when the request cannot be understood.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        frames: Mapping[str, Frames[bytes]],
-        reconnect_seconds: tuple[float, float],
-    ) -> None:
+    def __init__(self, request: Request, core: Core) -> None:
+        frames = core.frames
         name = request.value("format") or "data"
         if name not in frames:
             raise Refusal(
@@ -83,7 +78,7 @@ class EventStream:
         self._frames = frames[name]
         self._request = request
         self.wanted = wanted_by(request)
-        self._reconnect_seconds = reconnect_seconds
+        self._reconnect_seconds = core.reconnect_seconds
 
     async def send(self, connection: Connection, feed: Feed) -> None:
         """Send the head, the first frame and then every event, until the log is closed.
@@ -127,9 +122,9 @@ class EventStream:
             if waiting:
                 await connection.write(_body(b"".join(waiting)))
 
-    async def send_end(self, connection: Connection, reason: str) -> None:
+    async def send_end(self, connection: Connection) -> None:
         """End the answer and say why."""
-        frame = control_frame("disconnect", retry=self._retry(), reason=reason)
+        frame = control_frame("disconnect", retry=self._retry(), reason=connection.reason)
         await connection.say_last(_body(frame), {"type": "http.response.body", "body": b""})
 
     def _connect_frame(self, feed: Feed) -> bytes:

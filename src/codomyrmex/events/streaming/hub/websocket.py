@@ -23,10 +23,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..codec import json
 from ..errors import DecodeError
-from ..log import Log
 from .connection import Connection
+from .core import Core
 from .feed import MAX_TOPICS, Feed, Wanted
-from .frames import Frames, gap_of
+from .frames import gap_of
 from .http import Message, Refusal, Request
 from .publish import draft_of, store
 from .subscribe import wanted_by
@@ -35,11 +35,8 @@ __all__ = ["SUBPROTOCOL", "EventSocket"]
 
 SUBPROTOCOL: Final = "codomyrmex.events.v1"
 
-# Close codes of RFC 6455's registry that tell a client to come back.
-_SERVICE_RESTART: Final = 1012
-
 _KINDS: Final = ("subscribe", "unsubscribe", "publish", "ping")
-_PUBLISH_FIELDS: Final = frozenset({"topic", "data", "type", "id", "echo"})
+_PUBLISH_FIELDS: Final = frozenset({"topic", "data", "type", "id", "echo", "public"})
 _SUBSCRIBE_FIELDS: Final = frozenset({"topics", "after", "last"})
 _LONGEST_REF: Final = 64
 _MOST_OWN: Final = 1000
@@ -53,7 +50,7 @@ Ref: TypeAlias = str | int | None
 class _Subscription(NamedTuple):
     """What delivers the events of a subscription, and its topics."""
 
-    task: "asyncio.Task[None]"
+    task: "asyncio.Task[bool]"
     topics: list[str]
 
 
@@ -62,32 +59,19 @@ class EventSocket:
 
     Args:
         request: the handshake.
-        log: what its client reads and publishes to.
-        events: makes whole events of records.
-        keep_alive: as of `Feed`.
-        max_message_bytes: the largest message that is taken.
+        core: what its client reads and publishes to.
 
     Raises:
         Refusal: 400 when the request cannot be understood.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        log: Log,
-        events: Frames[str],
-        keep_alive: float,
-        max_message_bytes: int,
-    ) -> None:
+    def __init__(self, request: Request, core: Core) -> None:
         offered = request.scope.get("subprotocols") or []
         if offered and SUBPROTOCOL not in offered:
             raise _wrong(f"the subprotocol here is {SUBPROTOCOL}")
         self._subprotocol = SUBPROTOCOL if offered else None
         self._wanted = wanted_by(request) if request.values("topic") else None
-        self._log = log
-        self._events = events
-        self._keep_alive = keep_alive
-        self._max_message_bytes = max_message_bytes
+        self._core = core
         self._subscriptions: dict[Ref, _Subscription] = {}
         self._own: dict[str, None] = {}
         # ASGI does not say that several tasks may send at once.
@@ -108,11 +92,12 @@ class EventSocket:
         finally:
             await self._unsubscribe(*self._subscriptions)
 
-    async def send_end(self, reason: str) -> None:
+    async def send_end(self) -> None:
         """Close the socket and say why."""
-        await self._connection.say_last(
-            _text(bye=reason),
-            {"type": "websocket.close", "code": _SERVICE_RESTART, "reason": reason},
+        connection = self._connection
+        await connection.say_last(
+            _text(bye=connection.reason),
+            {"type": "websocket.close", "code": connection.code, "reason": connection.reason},
         )
 
     async def _wait_for_end(self) -> None:
@@ -133,8 +118,7 @@ class EventSocket:
                 ref = _ref_of(value)
                 await self._do(value, ref)
             except Refusal as refusal:
-                said = _text(error=refusal.reason, status=int(refusal.status), **_named(ref))
-                await self._write(said)
+                await self._write(_refused(refusal, ref))
 
     def _decode(self, message: Message) -> dict[str, Any]:
         """The object that a message is.
@@ -145,7 +129,7 @@ class EventSocket:
         text = message.get("text")
         if text is None:
             raise _wrong("messages are text: one JSON object each")
-        limit = self._max_message_bytes
+        limit = self._core.max_event_bytes
         if len(text) > limit or len(text.encode()) > limit:
             raise Refusal(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the message is larger than {limit} bytes"
@@ -190,17 +174,22 @@ class EventSocket:
 
     async def _publish(self, fields: dict[str, Any]) -> str:
         topic, echo = fields.pop("topic"), fields.pop("echo", True)
+        public = fields.pop("public", None)
         for name, given in (("topic", topic), *fields.items()):
             if name != "data" and not isinstance(given, str):
                 raise _wrong(f"{name} is a string")
         if not isinstance(echo, bool):
             raise _wrong("echo is true or false")
-        draft = draft_of(topic, fields)
+        if public is not None and not isinstance(public, bool):
+            raise _wrong("public is true or false")
+        await self._core.gate.check(self._connection.visitor, "publish", topic)
+        is_public = self._core.gate.is_public(topic) if public is None else public
+        draft = draft_of(topic, fields, not is_public)
         if not echo:  # known before it is stored: it may arrive before the answer to that
             if len(self._own) >= _MOST_OWN:
                 del self._own[next(iter(self._own))]
             self._own[draft.id] = None
-        [stored] = await store(self._log, [draft])
+        [stored] = await store(self._core.log, [draft])
         return stored.id
 
     # Subscribing.
@@ -222,7 +211,7 @@ class EventSocket:
         return wanted
 
     async def _begin(self, wanted: Wanted) -> Feed:
-        feed = Feed(self._log, wanted, self._keep_alive)
+        feed = Feed(self._core, self._connection.visitor, wanted)
         try:
             await feed.begin()
         except BaseException:
@@ -240,11 +229,13 @@ class EventSocket:
             raise
         task = asyncio.get_running_loop().create_task(self._deliver(feed, ref))
         # Not in the task, which may be cancelled before it begins.
-        task.add_done_callback(lambda _: feed.close())
+        task.add_done_callback(lambda _: self._forget(feed))
         task.add_done_callback(self._delivered)
+        self._connection.feeds.add(feed)
         self._subscriptions[ref] = _Subscription(task, told["topics"])
 
-    async def _deliver(self, feed: Feed, ref: Ref) -> None:
+    async def _deliver(self, feed: Feed, ref: Ref) -> bool:
+        """Returns whether the others go on when this one is over."""
         named = _named(ref)
         end = f",{json.encode(named)[1:]}" if named else "}"
         while (batch := await feed.read()) is not None:
@@ -253,14 +244,25 @@ class EventSocket:
             for record in batch:
                 if record.id in self._own:
                     continue
-                event = self._events.of(record)
+                event = self._core.events.of(record)
                 if event:
                     await self._write(_message(f'{{"event":{event}{end}'))
+        if feed.refusal is not None:
+            del self._subscriptions[ref]
+            await self._write(_refused(feed.refusal, ref))
+        return feed.refusal is not None
 
-    def _delivered(self, task: "asyncio.Task[None]") -> None:
+    def _forget(self, feed: Feed) -> None:
+        feed.close()
+        self._connection.feeds.discard(feed)
+
+    def _delivered(self, task: "asyncio.Task[bool]") -> None:
         """A subscription is over: by the client's wish, with the log, or because it failed."""
-        if not task.cancelled():
-            self._error = self._error or task.exception()
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None or not task.result():
+            self._error = self._error or error
             self._ended.set()
 
     async def _unsubscribe(self, *refs: Ref) -> None:
@@ -287,6 +289,10 @@ def _object(kind: str, value: Any, fields: frozenset[str], *needed: str) -> dict
     if unknown := value.keys() - fields:
         raise _wrong(f"{kind} has no {min(unknown)!r:.60}")
     return value
+
+
+def _refused(refusal: Refusal, ref: Ref) -> Message:
+    return _text(error=refusal.reason, status=int(refusal.status), **_named(ref))
 
 
 def _named(ref: Ref) -> dict[str, str | int]:

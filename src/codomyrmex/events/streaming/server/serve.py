@@ -12,7 +12,7 @@ from typing import Final
 import psutil
 import uvicorn
 
-from ..hub import Hub
+from ..hub import Hub, everyone
 from ..log import LATEST, Log, LogStream, open_log
 from .host_metrics import HostMetrics
 from .hub_server import HubServer
@@ -38,7 +38,7 @@ def serve(
     log_level: str = "warning",
     on_ready: Callable[[list[str]], None] | None = None,
 ) -> None:
-    """Serve a hub over HTTP until SIGINT (Ctrl-C) or SIGTERM.
+    """Serve a hub, which everyone may use, over HTTP until SIGINT (Ctrl-C) or SIGTERM.
 
     Args:
         host: name or address to listen on.
@@ -64,6 +64,7 @@ def serve(
         sockets += _listen(host, port)
         hub = Hub(
             kept,
+            authorize=everyone,
             allowed_hosts=[*_own_names(host), *allowed_hosts],
             allowed_origins=allowed_origins,
             page=page,
