@@ -233,7 +233,9 @@ class TestWhatIsTakenBack:
             ) as websocket,
         ):
             frames, others = frames_of(revoked), frames_of(other)
-            next(frames), next(others), websocket.recv(PATIENCE)
+            next(frames)
+            next(others)
+            websocket.recv(PATIENCE)
 
             async def revoke() -> int:
                 return hub.revoke("ada")
