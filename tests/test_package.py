@@ -27,7 +27,12 @@ from codomyrmex.events.streaming import (
 )
 
 # These are for an extra, or for pytest, and say so when it is missing.
-NEED_MORE = ("codomyrmex.events.streaming.server", "codomyrmex.events.streaming.testing.plugin")
+NEED_MORE = (
+    "codomyrmex.events.streaming.hub.keys",
+    "codomyrmex.events.streaming.hub.tokens",
+    "codomyrmex.events.streaming.server",
+    "codomyrmex.events.streaming.testing.plugin",
+)
 
 MODULES = sorted(
     info.name

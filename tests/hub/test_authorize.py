@@ -293,7 +293,7 @@ def request() -> Request:
     async def never(*_: Any) -> Any:
         raise AssertionError
 
-    return Request({"type": "http", "path": "/", "headers": []}, never, never)
+    return Request({"type": "http", "path": "/", "query_string": b"", "headers": []}, never, never)
 
 
 @pytest.mark.virtual_time
@@ -318,10 +318,10 @@ class TestAsking:
         await gate.may(visitor, "subscribe", "t")
         await gate.may(visitor, "publish", "t")
         assert len(asked) == 3
-        gate.forget("bob")
+        gate.revoke("bob")
         await gate.may(visitor, "publish", "t")
         assert len(asked) == 3
-        gate.forget("ada")
+        gate.revoke("ada")
         await gate.may(visitor, "publish", "t")
         assert len(asked) == 4
         await gate.aclose()
@@ -381,8 +381,10 @@ class TestAsking:
             raise RuntimeError("no session")
 
         with pytest.raises(Refusal):
-            await Gate(everyone, fail).admit(request())
-        assert (await Gate(everyone, fail, anonymous=True).admit(request())).subject is None
+            await Gate(everyone, identify=fail).admit(request())
+        assert (
+            await Gate(everyone, identify=fail, anonymous=True).admit(request())
+        ).subject is None
         assert "identify failed" in caplog.text
 
     async def test_what_is_remembered_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@
     GET  /events/{topic}/history    those that the log retains, page by page
     POST /events/{topic}            publish: the body is the event's data as JSON
     GET  /ws                        all of it over one WebSocket
+    POST /ticket                    a ticket for those that cannot send headers: `?ticket=`
     GET  /healthz                   whether the hub takes requests
 
 All paths are below where the application is mounted.
@@ -14,7 +15,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from http import HTTPMethod, HTTPStatus
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from ..codec import json
@@ -22,7 +23,7 @@ from ..log import Log, LogStream, Record
 from ..models import Event, EventType
 from ..topics import TopicFilter
 from .assets import ASSETS, INDEX
-from .authorize import Authorize, Gate, Identify, Visitor
+from .authorize import TICKET_SECONDS, Authorize, Gate, Identify, Visitor
 from .connection import POLICY_VIOLATION, Connection, closing
 from .core import Core
 from .feed import Feed
@@ -42,6 +43,9 @@ from .http import (
 from .publish import publish_body
 from .subscribe import EventStream
 from .websocket import EventSocket
+
+if TYPE_CHECKING:
+    from .tokens import Tokens
 
 __all__ = ["Hub"]
 
@@ -79,16 +83,22 @@ class Hub:
             topic. It is asked about private events, which those are that are not said to be
             public, and about publishing; what it says is good for 60 s. None: nobody may.
             `everyone`: everybody may do everything.
+        tokens: the access tokens that are accepted (`hub.tokens.Tokens`), which say themselves what
+            their bearers may do. With `authorize`, both have to allow it.
         identify: says who is behind a request: a function or async function of the ASGI scope that
             returns the subject's name, or None. None: nobody has a name.
         anonymous: whether those without a name may connect, to read public events and what
-            `authorize` lets them; by default if there is an `authorize` and no `identify`.
+            `authorize` lets them; by default if there is an `authorize`, and
+            neither `tokens` nor `identify` to give names.
         public: topics whose events are public unless one is published as private.
         allowed_hosts: names besides loopback ones by which clients may call the hub; see `Hosts`.
         allowed_origins: origins besides its own whose pages may use the hub; see `Hosts`.
         max_event_bytes: the largest body of a request, or message of a WebSocket, that is taken.
         keep_alive: after how many seconds without an event a comment is sent instead, so that what
             is between takes the connection for alive.
+        lifetime: after how many seconds, at most, a subscriber has to come back: a random part from
+            80 to 100 % of it, so that they do not come all at once. One whose token expires has
+            to earlier.
         write_timeout: how long, in seconds, a client may take to read before it is cut off.
         reconnect_seconds: when readers are told to come back after a cut: a random time between
             these two, so that they do not come all at once.
@@ -111,6 +121,7 @@ class Hub:
         log: "Log | str" = "memory://",
         *,
         authorize: Authorize | None = None,
+        tokens: "Tokens | None" = None,
         identify: Identify | None = None,
         anonymous: bool | None = None,
         public: TopicFilter = (),
@@ -118,12 +129,13 @@ class Hub:
         allowed_origins: Iterable[str] = (),
         max_event_bytes: int = 1024 * 1024,
         keep_alive: float = 30.0,
+        lifetime: float = 3600.0,
         write_timeout: float = 10.0,
         reconnect_seconds: tuple[float, float] = (1.0, 3.0),
         page: bool = True,
     ) -> None:
         self._hosts = Hosts(allowed_hosts, allowed_origins)
-        self._gate = Gate(authorize, identify, anonymous, public)
+        self._gate = Gate(authorize, tokens, identify, anonymous, public)
         self._stream = LogStream(log)
         self._core = Core(
             self._stream.log,
@@ -132,6 +144,7 @@ class Hub:
             Frames(event_json, ""),
             keep_alive,
             max_event_bytes,
+            lifetime,
             write_timeout,
             reconnect_seconds,
         )
@@ -200,10 +213,12 @@ class Hub:
     def revoke(self, subject: str) -> int:
         """End all that a subject reads over the network, and ask `authorize` anew about it.
 
+        Its tokens that were made until now are refused.
+
         Returns:
             How many connections that were.
         """
-        self._gate.forget(subject)
+        self._gate.revoke(subject)
         revoked = [each for each in self._connections if each.visitor.subject == subject]
         for connection in revoked:
             connection.close(1.0, "you are not authorized any more", POLICY_VIOLATION)
@@ -289,6 +304,8 @@ class Hub:
                 {**reading, HTTPMethod.POST: self._publish},
                 "subscribe with GET /events?topic={topic}, or read GET /events/{topic}/history",
             )
+        if path == "/ticket":
+            return _Route({HTTPMethod.POST: self._ticket}, "get one with POST")
         if path == "/ws":
             return _Route({HTTPMethod.GET: self._no_websocket}, "it is a WebSocket")
         if path == "/healthz":
@@ -303,6 +320,7 @@ class Hub:
         with self._open(request, visitor) as connection:
             feed = Feed(self._core, visitor, answer.wanted)
             connection.feeds.add(feed)
+            connection.end_in_time(self._core.lifetime)
             try:
                 await connection.race(answer.send(connection, feed), connection.gone())
             finally:
@@ -335,6 +353,11 @@ class Hub:
         await request.answer(
             HTTPStatus.OK, [(b"content-type", b"application/json"), NO_STORE], body
         )
+
+    async def _ticket(self, request: Request) -> None:
+        ticket = self._gate.make_ticket(await self._gate.admit(request))
+        told = {"ticket": ticket, "expires_in": TICKET_SECONDS}
+        await request.answer_json(HTTPStatus.CREATED, told)
 
     async def _health(self, request: Request) -> None:
         if self._closed:
@@ -379,6 +402,7 @@ class Hub:
             visitor = await self._gate.admit(request)
             socket = EventSocket(request, self._core)
             with self._open(request, visitor) as connection:
+                connection.end_in_time(self._core.lifetime)
                 await socket.run(connection)
                 connection.check_begun()
                 await socket.send_end()
@@ -399,6 +423,7 @@ class Hub:
         try:
             yield connection
         finally:
+            connection.forget_time()
             self._connections.discard(connection)
             if self._idle is not None and not self._connections:
                 self._idle.set()

@@ -8,6 +8,8 @@ is left incomplete, and the server closes the connection in its own time.
 """
 
 import asyncio
+import random
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from http import HTTPStatus
@@ -39,6 +41,10 @@ def closing() -> Refusal:
     return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the hub is closing", [(b"retry-after", b"1")])
 
 
+_LAST_WORDS: Final = 1.0
+"""Seconds in which a client has to read why its time is over."""
+
+
 class SlowReader(Exception):
     """The client took no byte for the whole write timeout."""
 
@@ -66,6 +72,7 @@ class Connection:
         "_reason",
         "_receive",
         "_send",
+        "_timers",
         "_type",
         "_write_timeout",
         "feeds",
@@ -81,6 +88,7 @@ class Connection:
         self._abort: Callable[[], None] | None = extension["abort"] if extension else None
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Future[None] = self._loop.create_future()
+        self._timers: list[asyncio.TimerHandle] = []
         self._reason = "the stream has ended"
         self._code = SERVICE_RESTART
         self._has_begun = False
@@ -119,6 +127,34 @@ class Connection:
     def code(self) -> int:
         """The same as the close code of a WebSocket."""
         return self._code
+
+    def end_in_time(self, lifetime: float) -> None:
+        """Close it when the visitor's token expires, or after up to so many seconds."""
+        reason = "it has been open for long enough; come back"
+        seconds = lifetime * random.uniform(0.8, 1.0)
+        over = _LAST_WORDS, reason, SERVICE_RESTART
+        self._timers.append(self._loop.call_later(seconds, self._close, *over))
+        self._end_with_token()
+
+    def renew(self, visitor: Visitor) -> None:
+        """Go on for the same visitor with another token, until that expires."""
+        self.visitor = visitor
+        while len(self._timers) > 1:
+            self._timers.pop().cancel()
+        self._end_with_token()
+
+    def _end_with_token(self) -> None:
+        token = self.visitor.token
+        if token is not None:
+            left = max(0.0, token.expires - time.time())
+            expired = _LAST_WORDS, "the token has expired", POLICY_VIOLATION
+            self._timers.append(self._loop.call_later(left, self._close, *expired))
+
+    def forget_time(self) -> None:
+        """Have it go on whatever time it is."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
 
     def close(self, deadline: float, reason: str, code: int = SERVICE_RESTART) -> None:
         """Let `race` end, and give the last words `deadline` seconds. From any thread."""

@@ -20,6 +20,7 @@ class Core(NamedTuple):
         events: makes whole events, as JSON.
         keep_alive: after how many seconds without an event a subscriber is told so.
         max_event_bytes: the largest body of a request, or message of a WebSocket, that is taken.
+        lifetime: after how many seconds, at most, a subscriber has to come back.
         write_timeout: how long, in seconds, a client may take to read before it is cut off.
         reconnect_seconds: lower and upper bound of the reconnection time told to a reader.
     """
@@ -30,5 +31,6 @@ class Core(NamedTuple):
     events: Frames[str]
     keep_alive: float
     max_event_bytes: int
+    lifetime: float
     write_timeout: float
     reconnect_seconds: tuple[float, float]

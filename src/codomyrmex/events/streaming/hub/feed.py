@@ -121,6 +121,11 @@ class Feed:
             return readable[-1].id
         return EARLIEST if len(records) < back else None  # the id of another is not its business
 
+    async def renew(self, visitor: Visitor) -> None:
+        """Go on for the same visitor with another token."""
+        self._visitor = visitor
+        await self.recheck()
+
     async def recheck(self) -> None:
         """End it, if the visitor may not read any more what it asked for."""
         try:

@@ -7,6 +7,7 @@ chooses, says what it belongs to.
     {"subscribe": {"topics": […], "after": …}, "ref"}   {"subscribed": {…}, "ref"}
     {"unsubscribe": {}, "ref"}                          {"unsubscribed": {…}, "ref"}
     {"publish": {"topic": …, "data": …}, "ref"}         {"published": id, "ref"}
+    {"token": "…"}: another one, in time                {"renewed": when it expires}
     {"ping": …}                                         {"pong": …}
                                                         {"event": {…}, "ref"}
                                                         {"gap": {…}, "ref"}
@@ -35,7 +36,7 @@ __all__ = ["SUBPROTOCOL", "EventSocket"]
 
 SUBPROTOCOL: Final = "codomyrmex.events.v1"
 
-_KINDS: Final = ("subscribe", "unsubscribe", "publish", "ping")
+_KINDS: Final = ("subscribe", "unsubscribe", "publish", "token", "ping")
 _PUBLISH_FIELDS: Final = frozenset({"topic", "data", "type", "id", "echo", "public"})
 _SUBSCRIBE_FIELDS: Final = frozenset({"topics", "after", "last"})
 _LONGEST_REF: Final = 64
@@ -161,6 +162,8 @@ class EventSocket:
         elif kind == "subscribe":
             wanted = self._wanted_by(_object(kind, value, _SUBSCRIBE_FIELDS, "topics"), ref)
             await self._subscribe(await self._begin(wanted), ref)
+        elif kind == "token":
+            await self._write(_text(renewed=await self._renew(value), **_named(ref)))
         elif kind == "unsubscribe":
             if ref not in self._subscriptions:
                 raise Refusal(HTTPStatus.NOT_FOUND, "there is no subscription with this ref")
@@ -191,6 +194,17 @@ class EventSocket:
             self._own[draft.id] = None
         [stored] = await store(self._core.log, [draft])
         return stored.id
+
+    async def _renew(self, text: Any) -> float:
+        """Take another token in the place of the one that the client came with."""
+        if not isinstance(text, str):
+            raise _wrong("token is a string")
+        connection, gate = self._connection, self._core.gate
+        token = await gate.check_token(text)
+        connection.renew(gate.renewed(connection.visitor, token))
+        for feed in tuple(connection.feeds):
+            await feed.renew(connection.visitor)
+        return token.expires
 
     # Subscribing.
 
