@@ -138,7 +138,7 @@ class TestWhatItOffers:
             *(set(models.__all__) - {"Filter", "Handler", "check_event", "control_event"}),
             *(set(processors.__all__) - {"ErrorPolicy"}),
             *(set(subscribers.__all__) & {"Overflow", "QueueStatistics", "SubscriberQueue"}),
-            *(set(topics.__all__) & {"Exact", "Pattern"}),
+            *(set(topics.__all__) & {"Exact", "Pattern", "UrlPattern"}),
         }
         assert set(streaming.__all__) == of_modules
 

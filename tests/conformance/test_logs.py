@@ -32,6 +32,7 @@ from codomyrmex.events.streaming import (
     StreamClosed,
     TooLarge,
     TopicError,
+    UrlPattern,
     create_event,
 )
 from codomyrmex.events.streaming.log import (
@@ -866,6 +867,48 @@ async def test_a_reader_may_be_closed_twice(open_log: OpenLog) -> None:
         reader.close()
         reader.close()
         assert log.statistics().readers == 0
+
+
+class TestTopicsThatAreUrls:
+    async def test_are_read_by_url_pattern_from_history_and_live(self, open_log: OpenLog) -> None:
+        books = [f"https://example.com/books/{number}" for number in range(3)]
+        others = ["https://example.com/authors/1", "books/1", "plain"]
+        pattern = UrlPattern("https://example.com/books/:id")
+        async with open_log(retention=Retention(count=100)) as log:
+
+            async def append(name: str, topic: str) -> None:
+                await log.append([Event(id=name, metadata={"topic": topic})])
+
+            for number, topic in enumerate([*books, *others]):
+                await append(f"{number}", topic)
+            assert ids(await log.read(EARLIEST, pattern)) == ["0", "1", "2"]
+            assert ids(await log.read(EARLIEST, [pattern, "plain"])) == ["0", "1", "2", "5"]
+            async with aclosing(log.tail("1", pattern)) as tail:
+                assert await take(tail, 1) == ["2"]
+                waiting = asyncio.create_task(take(tail, 1))
+                await append("6", others[0])
+                await append("7", books[0])
+                assert await waiting == ["7"]
+            await log.append(events(*(f"filler/{number}" for number in range(200))))
+            await log.trim()
+            assert (await log.read("7", pattern)).gap is None
+            assert (await log.read("2", pattern)).gap == Gap("2", "trimmed", None)
+
+    async def test_that_look_like_patterns_are_exact_if_it_is_said(self, open_log: OpenLog) -> None:
+        async with open_log() as log:
+            for number, topic in enumerate(["a.*", "a.b", "*", "a.>"]):
+                await log.append([Record.of(event(f"{number}"), topics=[Exact(topic)])])
+            assert ids(await log.read(EARLIEST, Exact("a.*"))) == ["0"]
+            assert ids(await log.read(EARLIEST, Exact("*"))) == ["2"]
+            assert ids(await log.read(EARLIEST, "a.*")) == ["0", "1", "3"]
+            async with aclosing(log.tail(LATEST, Exact("a.>"))) as tail:
+                await log.append([Record.of(event("before"), topics=[Exact("a.>")])])
+                waiting = asyncio.create_task(take(tail, 1))
+                await asyncio.sleep(1)
+                await log.append([Record.of(event("4"), topics=[Exact("a.>")])])
+                assert await waiting == ["4"]
+            with pytest.raises(TopicError):
+                await log.append([Record.of(event("5"), topics=["a.*"])])
 
 
 class TestNotes:

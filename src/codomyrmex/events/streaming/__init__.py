@@ -36,7 +36,7 @@ from .models import Event, EventType, Subscription, create_event
 from .processors import ProcessorStatistics, Retry, StreamProcessor
 from .stream import InMemoryStream, SSEStream, Stream, StreamStatistics, TopicStream, broadcast
 from .subscribers import Overflow, QueueStatistics, SubscriberQueue
-from .topics import Exact, Pattern
+from .topics import Exact, Pattern, UrlPattern
 
 if TYPE_CHECKING:
     from .hub import Hub, everyone
@@ -116,6 +116,7 @@ __all__ = [
     "TopicStream",
     "UnknownRun",
     "UnknownSubscription",
+    "UrlPattern",
     "WebSocketStream",
     "broadcast",
     "create_event",

@@ -11,11 +11,11 @@ alter it.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from .errors import TopicError, shown
+from .errors import MissingExtra, TopicError, shown
 
 __all__ = [
     "Exact",
@@ -23,12 +23,15 @@ __all__ = [
     "Selection",
     "TopicFilter",
     "TopicIndex",
+    "UrlPattern",
     "check_topic",
     "is_pattern",
     "matches",
+    "topic_of",
 ]
 
 MAX_TOPIC_BYTES = 1024
+_MAX_URL_PATTERN_BYTES = 4096
 _CACHED_TOPICS = 65_536
 
 T = TypeVar("T")
@@ -51,7 +54,51 @@ class Pattern:
     pattern: str
 
 
-TopicFilter: TypeAlias = str | Exact | Pattern | Sequence[str | Exact | Pattern]
+@dataclass(frozen=True, slots=True)
+class UrlPattern:
+    """Topics that are URLs, by a pattern of the WHATWG URL Pattern standard, in linear time.
+
+    Attributes:
+        pattern: such as ``https://example.com/books/:id``; ``*`` is every topic, also those that
+            are no URLs.
+        base: the URL against which a relative pattern, and a relative topic, is resolved.
+
+    Raises:
+        TopicError: it is no such pattern.
+        MissingExtra: the package urlpattern is missing.
+    """
+
+    pattern: str
+    base: str | None = None
+    _compiled: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        try:
+            from urlpattern import URLPattern  # noqa: PLC0415 - needs the extra
+        except ModuleNotFoundError as error:
+            raise MissingExtra("URL patterns", "tokens") from error
+        _check_text(self.pattern, "pattern", _MAX_URL_PATTERN_BYTES)
+        try:
+            compiled = (
+                URLPattern(self.pattern, self.base) if self.base else URLPattern(self.pattern)
+            )
+        except ValueError as error:
+            raise TopicError(f"{shown(self.pattern)} is no URL pattern: {error}") from None
+        object.__setattr__(self, "_compiled", compiled)
+
+    def matches(self, topic: str) -> bool:
+        """Whether a topic is meant; one that is no URL is not."""
+        if self.pattern == "*":
+            return True
+        try:
+            return bool(self._compiled.test(topic, self.base or None))
+        except ValueError:
+            return False
+
+
+TopicFilter: TypeAlias = (
+    str | Exact | Pattern | UrlPattern | Sequence[str | Exact | Pattern | UrlPattern]
+)
 """What one can subscribe to: a topic, a pattern, or several of them (any may match)."""
 
 
@@ -63,7 +110,7 @@ def is_pattern(topic: str) -> bool:
     return "*" in tokens or tokens[-1] == ">"
 
 
-def _check_text(topic: object, what: str) -> str:
+def _check_text(topic: object, what: str, most: int = MAX_TOPIC_BYTES) -> str:
     if not isinstance(topic, str):
         raise TopicError(f"a {what} is a string, not {type(topic).__name__}: {shown(topic)}")
     if not topic:
@@ -80,10 +127,8 @@ def _check_text(topic: object, what: str) -> str:
         raise TopicError(
             f"a {what} is valid Unicode, without lone surrogates: {shown(topic)}"
         ) from None
-    if size > MAX_TOPIC_BYTES:
-        raise TopicError(
-            f"a {what} has at most {MAX_TOPIC_BYTES} bytes of UTF-8; this one has {size}"
-        )
+    if size > most:
+        raise TopicError(f"a {what} has at most {most} bytes of UTF-8; this one has {size}")
     return topic
 
 
@@ -99,6 +144,17 @@ def check_topic(topic: object) -> str:
     return text
 
 
+def topic_of(topic: str | Exact) -> str:
+    """A topic that events can be published to; also one that looks like a pattern, if it is exact.
+
+    Raises:
+        TopicError: it cannot be one.
+    """
+    if isinstance(topic, Exact):
+        return _check_text(topic.topic, "topic")
+    return check_topic(topic)
+
+
 def _matches_tokens(pattern: Sequence[str], topic: Sequence[str]) -> bool:
     """Whether a pattern's tokens match a topic's. One pass: no token is looked at twice."""
     for index, token in enumerate(pattern):
@@ -109,10 +165,10 @@ def _matches_tokens(pattern: Sequence[str], topic: Sequence[str]) -> bool:
     return len(pattern) == len(topic)
 
 
-# A selector is what a TopicFilter means, in one of three forms: every event, one topic, or the
-# tokens of a pattern.
+# A selector is what a TopicFilter means, in one of four forms: every event, one topic, the tokens
+# of a pattern, or a pattern of URLs.
 _EVERY = "every"
-_Selector: TypeAlias = str | Exact | tuple[str, ...]
+_Selector: TypeAlias = str | Exact | tuple[str, ...] | UrlPattern
 
 
 def _selectors(topics: object) -> tuple[_Selector, ...]:
@@ -124,6 +180,8 @@ def _selectors(topics: object) -> tuple[_Selector, ...]:
     if isinstance(topics, Exact):
         _check_text(topics.topic, "topic")
         return (topics,)
+    if isinstance(topics, UrlPattern):
+        return (_EVERY,) if topics.pattern == "*" else (topics,)
     if isinstance(topics, Pattern):
         topics = topics.pattern
     if isinstance(topics, str):
@@ -137,7 +195,8 @@ def _selectors(topics: object) -> tuple[_Selector, ...]:
             return found
         raise TopicError("a subscription to several topics names at least one")
     raise TopicError(
-        f"a topic filter is a string, Exact, Pattern or several of them, not {shown(topics)}"
+        "a topic filter is a string, Exact, Pattern, UrlPattern or several of them,"
+        f" not {shown(topics)}"
     )
 
 
@@ -160,12 +219,13 @@ class Selection:
         every: whether everything matches, what has no topic included.
         exact: the topics that match literally.
         patterns: the tokens of the patterns.
+        urls: the patterns of URLs.
 
     Raises:
         TopicError: `topics` cannot be a topic filter.
     """
 
-    __slots__ = ("every", "exact", "patterns", "topics")
+    __slots__ = ("every", "exact", "patterns", "topics", "urls")
 
     def __init__(self, topics: TopicFilter) -> None:
         selectors = _selectors(topics)
@@ -173,6 +233,12 @@ class Selection:
         self.every = _EVERY in selectors
         self.exact = tuple(each.topic for each in selectors if isinstance(each, Exact))
         self.patterns = tuple(each for each in selectors if isinstance(each, tuple))
+        self.urls = tuple(each for each in selectors if isinstance(each, UrlPattern))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing but certain topics is selected."""
+        return not (self.every or self.patterns or self.urls)
 
     def matches(self, topics: Sequence[str]) -> bool:
         """Whether something with these topics, of which there may be none, is selected."""
@@ -186,6 +252,8 @@ class Selection:
                 tokens = topic.split(".")
                 if any(_matches_tokens(pattern, tokens) for pattern in patterns):
                     return True
+            if self.urls and any(pattern.matches(topic) for pattern in self.urls):
+                return True
         return False
 
 
@@ -214,13 +282,14 @@ class TopicIndex(Generic[T]):
             never replaced.
     """
 
-    __slots__ = ("_every", "_exact", "_root", "_selectors", "_serial", "answers")
+    __slots__ = ("_every", "_exact", "_root", "_selectors", "_serial", "_urls", "answers")
 
     def __init__(self) -> None:
         self._selectors: dict[str, tuple[_Selector, ...]] = {}
         self._every: dict[str, tuple[int, T]] = {}
         self._exact: dict[str, dict[str, tuple[int, T]]] = {}
         self._root: _Node[T] = _Node()
+        self._urls: dict[tuple[str, UrlPattern], tuple[int, T]] = {}
         self._serial = 0
         self.answers: dict[str | None, tuple[T, ...]] = {}
 
@@ -244,14 +313,21 @@ class TopicIndex(Generic[T]):
             elif isinstance(selector, Exact):
                 entries = self._exact.setdefault(selector.topic, {})
                 entries[key] = entry
-                if len(entries) > 1 or self._every or self._root.leads_anywhere():
+                if len(entries) > 1 or self._every or self._has_patterns:
                     self.answers.pop(selector.topic, None)
                 elif len(self.answers) < _CACHED_TOPICS and not is_pattern(selector.topic):
                     self.answers[selector.topic] = (value,)  # the usual case, known already
             else:
-                self._add_pattern(selector, key, entry)
+                if isinstance(selector, UrlPattern):
+                    self._urls[key, selector] = entry
+                else:
+                    self._add_pattern(selector, key, entry)
                 self.answers.clear()
         self._selectors[key] = selectors
+
+    @property
+    def _has_patterns(self) -> bool:
+        return bool(self._urls) or self._root.leads_anywhere()
 
     def _add_pattern(self, tokens: Sequence[str], key: str, entry: tuple[int, T]) -> None:
         node = self._root
@@ -279,7 +355,10 @@ class TopicIndex(Generic[T]):
                     del self._exact[selector.topic]
                 self.answers.pop(selector.topic, None)
             else:
-                self._discard_pattern(selector, key)
+                if isinstance(selector, UrlPattern):
+                    del self._urls[key, selector]
+                else:
+                    self._discard_pattern(selector, key)
                 self.answers.clear()
         return True
 
@@ -317,22 +396,32 @@ class TopicIndex(Generic[T]):
         except TypeError:
             answer = None
         if answer is None:
-            answer = self._match(topic if topic is None else check_topic(topic))
-            if len(self.answers) >= _CACHED_TOPICS:
-                self.answers.clear()
-            self.answers[topic] = answer
+            answer = self._find(topic if topic is None else check_topic(topic))
+        return answer
+
+    def find(self, topic: str | None) -> tuple[T, ...]:
+        """`match`, for a topic that has been checked, or may look like a pattern."""
+        answer = self.answers.get(topic)
+        return self._find(topic) if answer is None else answer
+
+    def _find(self, topic: str | None) -> tuple[T, ...]:
+        answer = self._match(topic)
+        if len(self.answers) >= _CACHED_TOPICS:
+            self.answers.clear()
+        self.answers[topic] = answer
         return answer
 
     def _match(self, topic: str | None) -> tuple[T, ...]:
         if topic is None:
             return tuple(value for _, value in self._every.values())
         every, exact = self._every, self._exact.get(topic, {})
-        if (
-            not (every and exact) and not self._root.leads_anywhere()
-        ):  # the usual case: nothing to merge
+        if not (every and exact) and not self._has_patterns:  # the usual case: nothing to merge
             return tuple(value for _, value in (every or exact).values())
         found = {**every, **exact}
         self._match_patterns(topic.split("."), found)
+        for (key, pattern), entry in self._urls.items():
+            if key not in found and pattern.matches(topic):
+                found[key] = entry
         return tuple(value for _, value in sorted(found.values(), key=itemgetter(0)))
 
     def _match_patterns(self, tokens: Sequence[str], found: dict[str, tuple[int, T]]) -> None:

@@ -6,6 +6,7 @@
     POST /events/{topic}            publish: the body is the event's data as JSON
     GET  /ws                        all of it over one WebSocket
     POST /ticket                    a ticket for those that cannot send headers: `?ticket=`
+    GET, POST  /.well-known/mercure the Mercure protocol
     GET  /healthz                   whether the hub takes requests
 
 All paths are below where the application is mounted.
@@ -22,11 +23,12 @@ from ..codec import json
 from ..log import Log, LogStream, Record
 from ..models import Event, EventType
 from ..topics import TopicFilter
+from . import mercure
 from .assets import ASSETS, INDEX
 from .authorize import TICKET_SECONDS, Authorize, Gate, Identify, Visitor
 from .connection import POLICY_VIOLATION, Connection, closing
 from .core import Core
-from .feed import Feed
+from .feed import Feed, Wanted
 from .frames import Frames, data_frame, event_frame, event_json
 from .history import history_of
 from .hosts import Hosts
@@ -41,7 +43,7 @@ from .http import (
     Send,
 )
 from .publish import publish_body
-from .subscribe import EventStream
+from .subscribe import EventStream, frames_for, wanted_by
 from .websocket import EventSocket
 
 if TYPE_CHECKING:
@@ -304,6 +306,8 @@ class Hub:
                 {**reading, HTTPMethod.POST: self._publish},
                 "subscribe with GET /events?topic={topic}, or read GET /events/{topic}/history",
             )
+        if path in (mercure.PATH, mercure.METADATA_PATH):
+            return self._mercure_route(path)
         if path == "/ticket":
             return _Route({HTTPMethod.POST: self._ticket}, "get one with POST")
         if path == "/ws":
@@ -316,9 +320,19 @@ class Hub:
 
     async def _subscribe(self, request: Request) -> None:
         visitor = await self._gate.admit(request)
-        answer = EventStream(request, self._core)
+        wanted = wanted_by(request)
+        await self._stream_out(
+            request,
+            visitor,
+            wanted,
+            EventStream(request, self._core, frames_for(request, self._core)),
+        )
+
+    async def _stream_out(
+        self, request: Request, visitor: Visitor, wanted: Wanted, answer: EventStream
+    ) -> None:
         with self._open(request, visitor) as connection:
-            feed = Feed(self._core, visitor, answer.wanted)
+            feed = Feed(self._core, visitor, wanted)
             connection.feeds.add(feed)
             connection.end_in_time(self._core.lifetime)
             try:
@@ -353,6 +367,40 @@ class Hub:
         await request.answer(
             HTTPStatus.OK, [(b"content-type", b"application/json"), NO_STORE], body
         )
+
+    def _mercure_route(self, path: str) -> _Route:
+        if path == mercure.METADATA_PATH:
+            return _Route(_reading(self._mercure_metadata), "read it with GET")
+        subscribing = {**_reading(self._mercure_subscribe), "QUERY": self._mercure_subscribe}
+        endpoints = {**subscribing, HTTPMethod.POST: self._mercure_publish}
+        return _Route(endpoints, "subscribe with GET, publish with POST")
+
+    async def _mercure_subscribe(self, request: Request) -> None:
+        with mercure.challenges(request):
+            visitor = await self._gate.admit(request)
+        wanted = await mercure.wanted_by(request)
+        await self._stream_out(
+            request, visitor, wanted, mercure.MercureStream(request, self._core, wanted)
+        )
+
+    async def _mercure_publish(self, request: Request) -> None:
+        answer: bytes | None = None
+        with mercure.challenges(request):
+            visitor = await self._gate.admit(request)
+
+        async def publish() -> None:
+            nonlocal answer
+            answer = await mercure.publish(self._core, request, visitor)
+
+        with self._open(request, visitor) as connection, mercure.challenges(request):
+            await connection.race(publish())
+        if answer is None:
+            raise closing()
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), NO_STORE]
+        await request.answer(HTTPStatus.OK, headers, answer)
+
+    async def _mercure_metadata(self, request: Request) -> None:
+        await request.answer_json(HTTPStatus.OK, mercure.metadata(request, self._gate.tokens))
 
     async def _ticket(self, request: Request) -> None:
         ticket = self._gate.make_ticket(await self._gate.admit(request))
@@ -437,7 +485,11 @@ def _cors(origin: str | None) -> Headers:
     """Let a page of another origin, which is allowed, read the answer (the Fetch standard)."""
     if origin is None:
         return ()
-    return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
+    return [
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-expose-headers", b"link, mercure-last-event-id, www-authenticate"),
+        (b"vary", b"origin"),
+    ]
 
 
 async def _answer_options(request: Request, route: _Route) -> None:
@@ -445,7 +497,7 @@ async def _answer_options(request: Request, route: _Route) -> None:
     if request.header(b"access-control-request-method") is not None:
         headers += [
             (b"access-control-allow-methods", route.methods.encode()),
-            (b"access-control-allow-headers", b"content-type, last-event-id"),
+            (b"access-control-allow-headers", b"authorization, content-type, last-event-id"),
             (b"access-control-max-age", b"600"),
         ]
     await request.answer(HTTPStatus.NO_CONTENT, headers)

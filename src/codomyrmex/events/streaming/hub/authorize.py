@@ -115,6 +115,11 @@ class Gate:
         """Whether everyone may do everything, so that there is nothing to ask."""
         return self._authorize is everyone and self._tokens is None
 
+    @property
+    def tokens(self) -> "Tokens | None":
+        """The access tokens that are accepted."""
+        return self._tokens
+
     def is_public(self, topic: str) -> bool:
         """Whether the events of a topic are public unless it is said of one that it is not."""
         return self._public is not None and self._public.matches((topic,))
@@ -252,7 +257,7 @@ class Gate:
         Raises:
             Refusal: 403.
         """
-        if self.is_open or selection.every or selection.patterns:
+        if self.is_open or not selection.is_exact:
             return
         for topic in selection.exact:
             if self.is_public(topic) or await self.may(visitor, "subscribe", topic):

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, Self
 from ..errors import StreamClosed, StreamingError, TopicError
 from ..log import EARLIEST, LATEST, Batch
 from ..log.base import Reader
+from ..topics import Exact, UrlPattern
 from .authorize import Visitor
 from .core import Core
 from .http import Refusal
@@ -39,12 +40,14 @@ class Wanted(NamedTuple):
         last: how many of the latest events to begin with; None: none.
     """
 
-    topics: Sequence[str]
+    topics: Sequence[str | Exact | UrlPattern]
     after: str | None
     last: int | None
 
     @classmethod
-    def checked(cls, topics: Sequence[str], after: str | None, last: int | None) -> Self:
+    def checked(
+        cls, topics: Sequence[str | Exact | UrlPattern], after: str | None, last: int | None
+    ) -> Self:
         """What a client asks for, within bounds.
 
         Raises:
@@ -151,11 +154,20 @@ class Feed:
         """
         return self._cursor
 
+    async def preceding(self) -> str:
+        """The id of the event before its first, `EARLIEST` if that is not known any more."""
+        after = self._wanted.after
+        if after is None or after == LATEST:
+            return self._reader.cursor
+        found = await self._log.locate(after, self._wanted.topics)
+        is_there = found.status != "unknown" and found.missed == 0
+        return after if is_there else EARLIEST
+
     def told(self) -> dict[str, Any]:
         """What the client is told first."""
         wanted = self._wanted
         return {
-            "topics": list(wanted.topics),
+            "topics": [_shown(topic) for topic in wanted.topics],
             "after": self._cursor or wanted.after,
             "earliest": self._log.statistics().earliest,
         }
@@ -194,6 +206,12 @@ class Feed:
     def close(self) -> None:
         """Read no more. Again does nothing."""
         self._reader.close()
+
+
+def _shown(topic: str | Exact | UrlPattern) -> str:
+    if isinstance(topic, str):
+        return topic
+    return topic.topic if isinstance(topic, Exact) else topic.pattern
 
 
 def unavailable(error: StreamingError) -> Refusal:

@@ -1,10 +1,9 @@
 """Which topics a token or a subscription of the Mercure protocol means."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from ..errors import MissingExtra
-from ..topics import Pattern, Selection
+from ..topics import Pattern, Selection, UrlPattern
 
 __all__ = ["MAX_PATTERN_BYTES", "Matcher", "matcher"]
 
@@ -23,7 +22,7 @@ def matcher(kind: str, pattern: str, base: str) -> Matcher:
         base: the hub's URL, against which relative URL patterns and topics are resolved.
 
     Raises:
-        ValueError: there is no such kind, or the pattern cannot be one.
+        ValueError: there is no such kind, or the pattern cannot be one (`TopicError`).
         MissingExtra: URL patterns need the package urlpattern.
     """
     if len(pattern.encode("utf-8", "surrogatepass")) > MAX_PATTERN_BYTES:
@@ -36,21 +35,5 @@ def matcher(kind: str, pattern: str, base: str) -> Matcher:
         selection = Selection(Pattern(pattern))
         return lambda topic: selection.matches((topic,))
     if kind == "urlpattern":
-        return _url_matcher(pattern, base)
+        return UrlPattern(pattern, base).matches
     raise ValueError(f"there is no match type {kind!r:.60}")
-
-
-def _url_matcher(pattern: str, base: str) -> Matcher:
-    try:
-        from urlpattern import URLPattern  # noqa: PLC0415 - needs the extra
-    except ModuleNotFoundError as error:
-        raise MissingExtra("URL patterns", "tokens") from error
-    compiled: Any = URLPattern(pattern, base)
-
-    def test(topic: str) -> bool:
-        try:
-            return bool(compiled.test(topic, base))
-        except ValueError:  # the topic is no URL
-            return False
-
-    return test

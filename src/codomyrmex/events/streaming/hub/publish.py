@@ -20,14 +20,14 @@ from .core import Core
 from .feed import unavailable
 from .http import Refusal, Request
 
-__all__ = ["MAX_BATCH", "draft_of", "publish_body", "store"]
+__all__ = ["MAX_BATCH", "OWN_TYPES", "draft_of", "publish_body", "store"]
 
 MAX_BATCH: Final = 1000
 """Events that are taken at once: what they cost is bounded, however small they are."""
 
 # Their frames carry no id, since they are how a stream speaks of itself: a client that sent them
 # could make every reader believe that the stream did.
-_OWN_TYPES: Final = frozenset({EventType.HEARTBEAT, EventType.CONNECT, EventType.DISCONNECT})
+OWN_TYPES: Final = frozenset({EventType.HEARTBEAT, EventType.CONNECT, EventType.DISCONNECT})
 # So would these, or they would change when all readers come back.
 _OWN_METADATA: Final = frozenset(("control", "retry"))
 _FIELDS: Final = frozenset(("data", "type", "id", "timestamp", "metadata"))
@@ -133,7 +133,7 @@ def draft_of(topic: str, fields: dict[str, Any], is_private: bool) -> Record:
         metadata = {**metadata, "topic": topic}
     try:
         event = Event.from_dict({**fields, "metadata": metadata})
-        if event.type in _OWN_TYPES:
+        if event.type in OWN_TYPES:
             raise _wrong(f"events of the type {str(event.type)!r} come from the stream itself")
         return Record.of(event, private=is_private)
     except StreamingError as error:

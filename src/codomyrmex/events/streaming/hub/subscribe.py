@@ -13,10 +13,10 @@ from ..codec import sse
 from .connection import Connection
 from .core import Core
 from .feed import Feed, Wanted
-from .frames import control_frame, gap_frame
-from .http import NO_STORE, Refusal, Request
+from .frames import Frames, control_frame, gap_frame
+from .http import NO_STORE, Headers, Message, Refusal, Request
 
-__all__ = ["EventStream", "number_of", "wanted_by"]
+__all__ = ["EventStream", "frames_for", "last_event_id_of", "number_of", "wanted_by"]
 
 _KEEP_ALIVE: Final = sse.comment().encode()
 
@@ -31,15 +31,34 @@ def wanted_by(request: Request) -> Wanted:
         Refusal: 400 when there is no topic, there are too many, or one of them cannot be one.
     """
     # EventSource repeats its URL when it reconnects: what it adds as a header is newer.
-    after = request.header(b"last-event-id")
-    if after is not None:
-        # Browsers send UTF-8; an ASGI header is bytes, read as Latin-1 until here.
-        after = after.encode("latin-1").decode("utf-8", "replace")
-    returned = after or request.value("last_event_id") or None
+    returned = last_event_id_of(request) or request.value("last_event_id") or None
     last = number_of(request, "last")
     if returned:  # one that has been here before has had the last
         return Wanted.checked(request.values("topic"), returned, None)
     return Wanted.checked(request.values("topic"), request.value("after") or None, last)
+
+
+def last_event_id_of(request: Request) -> str | None:
+    """What a browser that comes back sends; empty or None: it has none."""
+    value = request.header(b"last-event-id")
+    # Browsers send UTF-8; an ASGI header is bytes, read as Latin-1 until here.
+    return None if value is None else value.encode("latin-1").decode("utf-8", "replace")
+
+
+def frames_for(request: Request, core: Core) -> Frames[bytes]:
+    """What makes the frames that a request wants.
+
+    `format` in its query is `data` (the default: the event's data, under its type) or `event` (the
+    whole event, so that a reader of a pattern knows the topic).
+
+    Raises:
+        Refusal: 400 when there is no such format.
+    """
+    name = request.value("format") or "data"
+    if name not in core.frames:
+        known = ", ".join(core.frames)
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"format is one of {known}, not {name!r:.60}")
+    return core.frames[name]
 
 
 def number_of(request: Request, name: str) -> int | None:
@@ -57,28 +76,26 @@ def number_of(request: Request, name: str) -> int | None:
 
 
 class EventStream:
-    """One answer to `GET /events`.
+    """One answer that goes on: to `GET /events`, and with the Mercure protocol.
 
     Args:
-        request: the request; `format` in its query is `data` (the default: the event's data, under
-            its type) or `event` (the whole event, so that a reader of a pattern knows the topic).
+        request: the request.
         core: what is sent.
-
-    Raises:
-        Refusal: 400 when the request cannot be understood.
+        frames: makes frames of events.
+        tells: whether to send what the hub says of itself as well.
     """
 
-    def __init__(self, request: Request, core: Core) -> None:
-        frames = core.frames
-        name = request.value("format") or "data"
-        if name not in frames:
-            raise Refusal(
-                HTTPStatus.BAD_REQUEST, f"format is one of {', '.join(frames)}, not {name!r:.60}"
-            )
-        self._frames = frames[name]
+    def __init__(
+        self, request: Request, core: Core, frames: Frames[bytes], *, tells: bool = True
+    ) -> None:
+        self._frames = frames
         self._request = request
-        self.wanted = wanted_by(request)
+        self._tells = tells
         self._reconnect_seconds = core.reconnect_seconds
+
+    async def headers(self, feed: Feed) -> Headers:
+        """What the head says besides."""
+        return ()
 
     async def send(self, connection: Connection, feed: Feed) -> None:
         """Send the head, the first frame and then every event, until the log is closed.
@@ -97,6 +114,7 @@ class EventStream:
                     (b"content-type", b"text/event-stream; charset=utf-8"),
                     NO_STORE,
                     (b"x-accel-buffering", b"no"),
+                    *await self.headers(feed),
                     *self._request.answer_headers,
                 ],
             }
@@ -104,12 +122,13 @@ class EventStream:
         if self._request.method == HTTPMethod.HEAD:
             await connection.write({"type": "http.response.body", "body": b""})
             return
-        await connection.write(_body(self._connect_frame(feed)))
+        first = self._connect_frame(feed) if self._tells else _KEEP_ALIVE
+        await connection.write(_body(first))
         while (batch := await feed.read()) is not None:
             if not batch:
                 await connection.write(_body(_KEEP_ALIVE))
                 continue
-            waiting = [] if batch.gap is None else [gap_frame(batch.gap)]
+            waiting = [gap_frame(batch.gap)] if batch.gap is not None and self._tells else []
             size = 0
             for record in batch:
                 frame = self._frames.of(record)
@@ -124,8 +143,11 @@ class EventStream:
 
     async def send_end(self, connection: Connection) -> None:
         """End the answer and say why."""
-        frame = control_frame("disconnect", retry=self._retry(), reason=connection.reason)
-        await connection.say_last(_body(frame), {"type": "http.response.body", "body": b""})
+        last: list[Message] = [{"type": "http.response.body", "body": b""}]
+        if self._tells:
+            frame = control_frame("disconnect", retry=self._retry(), reason=connection.reason)
+            last.insert(0, _body(frame))
+        await connection.say_last(*last)
 
     def _connect_frame(self, feed: Feed) -> bytes:
         # The one frame of the hub's own that has an id, and only if the client has none yet: that
@@ -138,5 +160,5 @@ class EventStream:
         return round(1000 * random.uniform(*self._reconnect_seconds))
 
 
-def _body(frames: bytes) -> dict[str, object]:
+def _body(frames: bytes) -> Message:
     return {"type": "http.response.body", "body": frames, "more_body": True}

@@ -637,6 +637,11 @@ class Reader:
         return _joined(gap, Gap(self._cursor, "trimmed", count)) if count > 0 else gap
 
     @property
+    def cursor(self) -> str:
+        """The cursor of the place that it has reached."""
+        return self._cursor
+
+    @property
     def ended(self) -> bool:
         """Whether `end` was called, or the log has been closed."""
         return self._follower.ended

@@ -129,7 +129,7 @@ class Followers:
         topics = dict.fromkeys(topic for topics in together for topic in (topics or (None,)))
         found: dict[Follower, None] = {}
         for topic in topics:
-            found.update(dict.fromkeys(self._index.match(topic)))
+            found.update(dict.fromkeys(self._index.find(topic)))
             if len(found) == len(self._keys):
                 break  # that is everybody
         return list(found)

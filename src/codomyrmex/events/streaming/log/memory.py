@@ -325,7 +325,7 @@ class MemoryLog(Log):
         last = self._last_trimmed
         if any(after < last.get(topic, _NEVER)[0] <= until for topic in selection.exact):
             return None
-        if selection.patterns and any(
+        if not selection.is_exact and any(
             after < position <= until and selection.matches((topic,))
             for topic, (position, _) in last.items()
         ):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..codec import json
 from ..errors import EncodeError, EventError
 from ..models import Event, is_json
-from ..topics import check_topic
+from ..topics import Exact, check_topic, topic_of
 
 __all__ = ["Record", "microseconds"]
 
@@ -50,13 +50,14 @@ class Record(NamedTuple):
 
     @classmethod
     def of(
-        cls, event: Event, *, topics: Iterable[str] | None = None, private: bool = False
+        cls, event: Event, *, topics: Iterable[str | Exact] | None = None, private: bool = False
     ) -> "Record":
         """The record of an event, which is in no log yet.
 
         Args:
             event: the event; its data and metadata are encoded here.
-            topics: all topics it is for; None: the one in its metadata, if there is one.
+            topics: all topics it is for, as `Exact` where one looks like a pattern; None: the one
+                in its metadata, if there is one.
             private: whether only who is authorized may read it. This never comes from the
                 metadata, which a client may have written.
 
@@ -71,7 +72,7 @@ class Record(NamedTuple):
         else:
             if isinstance(topics, str):
                 raise TypeError(f"topics is a collection of topics, not {topics!r}")
-            all_topics = tuple(dict.fromkeys(check_topic(topic) for topic in topics))
+            all_topics = tuple(dict.fromkeys(topic_of(topic) for topic in topics))
         try:
             text = event._text(metadata.get("content_type"))
             if metadata and (len(metadata) > 1 or "topic" not in metadata):

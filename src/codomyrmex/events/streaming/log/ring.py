@@ -169,7 +169,7 @@ class Ring:
         """
         by_topic = self._by_topic
         topics = dict.fromkeys(topic for topic in selection.exact if topic in by_topic)
-        if selection.patterns:
+        if not selection.is_exact:
             topics.update(dict.fromkeys(topic for topic in by_topic if selection.matches((topic,))))
         after = max(after, self.first - 1)
         lines: list[Iterator[int]] = []

@@ -671,7 +671,7 @@ class SQLiteFile:
                 f"SELECT 1 FROM topics WHERE name IN ({_marks(len(some))}) AND {here}", some
             ).fetchone():
                 return None
-        if selection.patterns:
+        if not selection.is_exact:
             for (name,) in self._connection.execute(
                 f"SELECT name FROM topics WHERE {here} AND trimmed > 0"
             ):
@@ -689,6 +689,10 @@ class SQLiteFile:
                 missing = list(selection.exact)
             numbers.update(self._numbers_of(missing))
         found = {numbers[topic] for topic in selection.exact if topic in numbers}
+        if selection.urls:
+            rows = self._connection.execute("SELECT number, name FROM topics").fetchall()
+            found.update(number for number, name in rows if selection.matches((name,)))
+            return sorted(found)
         for pattern in selection.patterns:
             # What comes before the first wildcard narrows them down.
             fixed = takewhile(lambda token: token not in ("*", ">"), pattern)
