@@ -9,6 +9,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from codomyrmex.events.streaming.hub import Limits
 from codomyrmex.events.streaming.log import Log
 from codomyrmex.events.streaming.models import Event
 from tests.hub.serving import ServedUrl, error_of, open_hub, serving
@@ -211,7 +212,7 @@ def test_a_length_that_is_too_large_is_refused_before_the_body_is_sent(url: Serv
 
 
 def test_the_limit_can_be_set(log: Log) -> None:
-    with serving(open_hub(log, max_event_bytes=10)) as url:
+    with serving(open_hub(log, limits=Limits(event_bytes=10))) as url:
         assert httpx.post(f"{url}/events/t", content=b'"12345678"').status_code == 201
         assert httpx.post(f"{url}/events/t", content=b'"123456789"').status_code == 413
 

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from codomyrmex.events.streaming.hub import Limits
 from codomyrmex.events.streaming.log import Log, MemoryLog
 from codomyrmex.events.streaming.models import Event
 from tests.hub.serving import PATIENCE, append, eventually, open_hub, serving
@@ -34,7 +35,7 @@ def test_a_client_that_stops_reading_is_cut_off(
 ) -> None:
     log = MemoryLog()
     with (
-        serving(open_hub(log, write_timeout=0.3), loop=loop) as url,
+        serving(open_hub(log, limits=Limits(write_timeout=0.3)), loop=loop) as url,
         opener(url) as stopped,
     ):
         assert log.statistics().readers == 1
@@ -50,7 +51,7 @@ def test_a_client_that_stops_reading_is_cut_off(
 def test_others_are_not_disturbed_by_it(opener: Opener) -> None:
     log = MemoryLog()
     with (
-        serving(open_hub(log, write_timeout=5)) as url,
+        serving(open_hub(log, limits=Limits(write_timeout=5))) as url,
         opener(url),
         httpx.stream("GET", f"{url}/events?topic=small", timeout=PATIENCE) as reader,
     ):

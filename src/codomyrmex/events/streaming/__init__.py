@@ -39,7 +39,7 @@ from .subscribers import Overflow, QueueStatistics, SubscriberQueue
 from .topics import Exact, Pattern, UrlPattern
 
 if TYPE_CHECKING:
-    from .hub import Hub, everyone
+    from .hub import Hub, Limits, everyone
     from .log import (
         EARLIEST,
         LATEST,
@@ -83,6 +83,7 @@ __all__ = [
     "IdConflict",
     "InMemoryStream",
     "Lag",
+    "Limits",
     "Location",
     "Log",
     "LogFull",

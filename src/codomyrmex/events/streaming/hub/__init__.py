@@ -8,5 +8,6 @@ and `websocket.py` the endpoints; `connection.py` one streaming answer, which no
 
 from .app import Hub
 from .authorize import everyone
+from .limits import Limits
 
-__all__ = ["Hub", "everyone"]
+__all__ = ["Hub", "Limits", "everyone"]

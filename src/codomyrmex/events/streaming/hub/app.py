@@ -14,7 +14,12 @@ All paths are below where the application is mounted.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from http import HTTPMethod, HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote
@@ -42,6 +47,7 @@ from .http import (
     Scope,
     Send,
 )
+from .limits import Limits, Meter
 from .publish import publish_body
 from .subscribe import EventStream, frames_for, wanted_by
 from .websocket import EventSocket
@@ -95,19 +101,17 @@ class Hub:
         public: topics whose events are public unless one is published as private.
         allowed_hosts: names besides loopback ones by which clients may call the hub; see `Hosts`.
         allowed_origins: origins besides its own whose pages may use the hub; see `Hosts`.
-        max_event_bytes: the largest body of a request, or message of a WebSocket, that is taken.
+        limits: how much of everything is taken; see `Limits`.
+        proxies: addresses or networks of proxies in front of the hub, whose ``X-Forwarded-For`` is
+            believed.
         keep_alive: after how many seconds without an event a comment is sent instead, so that what
             is between takes the connection for alive.
-        lifetime: after how many seconds, at most, a subscriber has to come back: a random part from
-            80 to 100 % of it, so that they do not come all at once. One whose token expires has
-            to earlier.
-        write_timeout: how long, in seconds, a client may take to read before it is cut off.
         reconnect_seconds: when readers are told to come back after a cut: a random time between
             these two, so that they do not come all at once.
         page: whether to serve the live page.
 
     Raises:
-        ValueError: a log's URL, a host or an origin that cannot be one.
+        ValueError: a log's URL, a host, an origin or a proxy that cannot be one.
         TopicError: `public` cannot be a topic filter.
 
     >>> hub = Hub("sqlite:///events.db")
@@ -129,10 +133,9 @@ class Hub:
         public: TopicFilter = (),
         allowed_hosts: Iterable[str] = (),
         allowed_origins: Iterable[str] = (),
-        max_event_bytes: int = 1024 * 1024,
+        limits: Limits | None = None,
+        proxies: Iterable[str] = (),
         keep_alive: float = 30.0,
-        lifetime: float = 3600.0,
-        write_timeout: float = 10.0,
         reconnect_seconds: tuple[float, float] = (1.0, 3.0),
         page: bool = True,
     ) -> None:
@@ -145,9 +148,7 @@ class Hub:
             {"data": Frames(data_frame, b""), "event": Frames(event_frame, b"")},
             Frames(event_json, ""),
             keep_alive,
-            max_event_bytes,
-            lifetime,
-            write_timeout,
+            Meter(limits or Limits(), proxies),
             reconnect_seconds,
         )
         self._assets = ASSETS if page else {}
@@ -320,7 +321,7 @@ class Hub:
 
     async def _subscribe(self, request: Request) -> None:
         visitor = await self._gate.admit(request)
-        wanted = wanted_by(request)
+        wanted = wanted_by(request, self._core.limits.topics)
         await self._stream_out(
             request,
             visitor,
@@ -331,10 +332,10 @@ class Hub:
     async def _stream_out(
         self, request: Request, visitor: Visitor, wanted: Wanted, answer: EventStream
     ) -> None:
-        with self._open(request, visitor) as connection:
+        with self._counted(request, visitor), self._open(request, visitor) as connection:
             feed = Feed(self._core, visitor, wanted)
             connection.feeds.add(feed)
-            connection.end_in_time(self._core.lifetime)
+            connection.end_in_time(self._core.limits.lifetime)
             try:
                 await connection.race(answer.send(connection, feed), connection.gone())
             finally:
@@ -351,10 +352,10 @@ class Hub:
         async def publish() -> None:
             nonlocal answer
             await self._gate.check(visitor, "publish", topic)
-            body = await request.body(self._core.max_event_bytes)
-            answer = await publish_body(self._core, request, topic, body)
+            body = await request.body(self._core.limits.event_bytes)
+            answer = await publish_body(self._core, request, visitor, topic, body)
 
-        with self._open(request, visitor) as connection:
+        with self._core.meter.publishing(), self._open(request, visitor) as connection:
             await connection.race(publish())
         if answer is None:
             raise closing()
@@ -378,7 +379,7 @@ class Hub:
     async def _mercure_subscribe(self, request: Request) -> None:
         with mercure.challenges(request):
             visitor = await self._gate.admit(request)
-        wanted = await mercure.wanted_by(request)
+        wanted = await mercure.wanted_by(request, self._core.limits.topics)
         await self._stream_out(
             request, visitor, wanted, mercure.MercureStream(request, self._core, wanted)
         )
@@ -392,7 +393,11 @@ class Hub:
             nonlocal answer
             answer = await mercure.publish(self._core, request, visitor)
 
-        with self._open(request, visitor) as connection, mercure.challenges(request):
+        with (
+            self._core.meter.publishing(),
+            self._open(request, visitor) as connection,
+            mercure.challenges(request),
+        ):
             await connection.race(publish())
         if answer is None:
             raise closing()
@@ -449,8 +454,8 @@ class Hub:
                 raise Refusal(HTTPStatus.NOT_FOUND, f"no WebSocket is at {request.path!r:.200}")
             visitor = await self._gate.admit(request)
             socket = EventSocket(request, self._core)
-            with self._open(request, visitor) as connection:
-                connection.end_in_time(self._core.lifetime)
+            with self._counted(request, visitor), self._open(request, visitor) as connection:
+                connection.end_in_time(self._core.limits.lifetime)
                 await socket.run(connection)
                 connection.check_begun()
                 await socket.send_end()
@@ -459,14 +464,18 @@ class Hub:
         except Refusal as refusal:
             await _refuse_handshake(request, refusal)
 
+    def _counted(self, request: Request, visitor: Visitor) -> AbstractContextManager[None]:
+        """Count a connection that stays."""
+        meter = self._core.meter
+        return meter.connection(meter.address_of(request), visitor.subject)
+
     @contextmanager
     def _open(self, request: Request, visitor: Visitor) -> Iterator[Connection]:
         """Let `aclose` end what is done with this connection."""
         if self._closed:
             raise closing()
-        connection = Connection(
-            request.scope, request.receive, request.send, visitor, self._core.write_timeout
-        )
+        asgi = request.scope, request.receive, request.send
+        connection = Connection(*asgi, visitor, self._core.limits.write_timeout)
         self._connections.add(connection)
         try:
             yield connection

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ..log import Log
 from .authorize import Gate
 from .frames import Frames
+from .limits import Limits, Meter
 
 __all__ = ["Core"]
 
@@ -19,9 +20,7 @@ class Core(NamedTuple):
         frames: makes frames of Server-Sent Events, by format.
         events: makes whole events, as JSON.
         keep_alive: after how many seconds without an event a subscriber is told so.
-        max_event_bytes: the largest body of a request, or message of a WebSocket, that is taken.
-        lifetime: after how many seconds, at most, a subscriber has to come back.
-        write_timeout: how long, in seconds, a client may take to read before it is cut off.
+        meter: counts what is under way, and knows the limits.
         reconnect_seconds: lower and upper bound of the reconnection time told to a reader.
     """
 
@@ -30,7 +29,10 @@ class Core(NamedTuple):
     frames: Mapping[str, Frames[bytes]]
     events: Frames[str]
     keep_alive: float
-    max_event_bytes: int
-    lifetime: float
-    write_timeout: float
+    meter: Meter
     reconnect_seconds: tuple[float, float]
+
+    @property
+    def limits(self) -> Limits:
+        """What is taken at most."""
+        return self.meter.limits

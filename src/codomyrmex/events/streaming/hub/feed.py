@@ -18,7 +18,6 @@ __all__ = ["MAX_LAST", "Feed", "Wanted", "unavailable"]
 
 logger = logging.getLogger(__name__)
 
-MAX_TOPICS: Final = 100
 MAX_LAST: Final = 100_000
 
 _PAGE: Final = 100
@@ -46,9 +45,13 @@ class Wanted(NamedTuple):
 
     @classmethod
     def checked(
-        cls, topics: Sequence[str | Exact | UrlPattern], after: str | None, last: int | None
+        cls,
+        topics: Sequence[str | Exact | UrlPattern],
+        after: str | None,
+        last: int | None,
+        most: int,
     ) -> Self:
-        """What a client asks for, within bounds.
+        """What a client asks for, of up to so many topics.
 
         Raises:
             Refusal: 400 when there is no topic, or too many, or more asked for than there can be.
@@ -58,8 +61,8 @@ class Wanted(NamedTuple):
                 HTTPStatus.BAD_REQUEST,
                 "name what to subscribe to: ?topic=orders.*, or ?topic=* for every topic",
             )
-        if len(topics) > MAX_TOPICS:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"more than {MAX_TOPICS} topics")
+        if len(topics) > most:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"more than {most} topics")
         if after is not None and last is not None:
             raise Refusal(HTTPStatus.BAD_REQUEST, "begin after an event or with the last, not both")
         if last is not None and not 0 <= last <= MAX_LAST:

@@ -52,8 +52,8 @@ _MATCHERS: Final = ("match", "match_exact", "match_urlpattern")
 # Subscribing.
 
 
-async def wanted_by(request: Request) -> Wanted:
-    """What a subscriber asks for.
+async def wanted_by(request: Request, most: int) -> Wanted:
+    """What a subscriber asks for, of up to so many matchers.
 
     Raises:
         Refusal: 400 when it cannot be understood; 413, 415 for the body of a QUERY.
@@ -71,7 +71,7 @@ async def wanted_by(request: Request) -> Wanted:
         after = _single(fields, "last_event_id")
     if after is None:
         after = _single(body, "last_event_id")
-    return Wanted.checked(wanted, after or None, None)
+    return Wanted.checked(wanted, after or None, None, most)
 
 
 def _matcher(request: Request, name: str, value: str) -> Exact | UrlPattern | str | None:
@@ -128,7 +128,7 @@ async def publish(core: Core, request: Request, visitor: Visitor) -> bytes:
         Refusal: 400 when it cannot be an event, 403 when the visitor may not publish to all its
             topics, 413 and 415 for the form, 503 when the log does not take it.
     """
-    fields = await _form_of(request, core.max_event_bytes)
+    fields = await _form_of(request, core.limits.event_bytes)
     topics = _topics_of(fields, _url_of(request))
     for topic in topics:
         await core.gate.check(visitor, "publish", topic.topic)
@@ -153,6 +153,7 @@ async def publish(core: Core, request: Request, visitor: Visitor) -> bytes:
         record = Record.of(event, topics=topics, private=is_private)
     except (EventError, StreamingError) as error:
         raise _wrong(str(error)) from None
+    core.meter.published(core.meter.address_of(request), visitor.subject, 1)
     [stored] = await store(core.log, [record])
     return stored.id.encode()
 

@@ -16,6 +16,7 @@ from ..errors import DecodeError, EventError, IdConflict, StreamingError, TooLar
 from ..ids import uuid7
 from ..log import Log, Record
 from ..models import Event, EventType
+from .authorize import Visitor
 from .core import Core
 from .feed import unavailable
 from .http import Refusal, Request
@@ -37,12 +38,15 @@ _LINES: Final = frozenset(
 _YES: Final = frozenset(("true", "1", ""))
 
 
-async def publish_body(core: Core, request: Request, topic: str, body: bytes) -> dict[str, Any]:
+async def publish_body(
+    core: Core, request: Request, visitor: Visitor, topic: str, body: bytes
+) -> dict[str, Any]:
     """Publish what a request's body holds to `topic`, and return what to answer.
 
     Raises:
         Refusal: 400 when it cannot be an event, 409 for an id in a batch that another event has,
-            413 when it is too large, 503 when the log does not take it.
+            413 when it is too large, 429 when the visitor publishes too much, 503 when the log does
+            not take it.
     """
     if not body:
         raise _wrong("the body is empty: it is the event's data as JSON, or null")
@@ -67,7 +71,9 @@ async def publish_body(core: Core, request: Request, topic: str, body: bytes) ->
         fields = [{**given, "data": value} for value in values]
     public = request.value("public")
     is_public = core.gate.is_public(topic) if public is None else public.lower() in _YES
-    stored = await store(core.log, [draft_of(topic, each, not is_public) for each in fields])
+    drafts = [draft_of(topic, each, not is_public) for each in fields]
+    core.meter.published(core.meter.address_of(request), visitor.subject, len(drafts))
+    stored = await store(core.log, drafts)
     if is_batch:
         return {"ids": [record.id for record in stored], "topic": topic}
     return {"id": stored[0].id, "topic": topic}

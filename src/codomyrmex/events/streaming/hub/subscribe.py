@@ -24,8 +24,8 @@ _WRITE_BYTES: Final = 64 * 1024
 """Bytes after which frames that wait together are written, rather than joined by more."""
 
 
-def wanted_by(request: Request) -> Wanted:
-    """What a request asks for: `topic` (several) and `after`, `last` or `last_event_id`.
+def wanted_by(request: Request, most: int) -> Wanted:
+    """What a request asks for: up to so many of `topic`, and `after`, `last` or `last_event_id`.
 
     Raises:
         Refusal: 400 when there is no topic, there are too many, or one of them cannot be one.
@@ -34,8 +34,8 @@ def wanted_by(request: Request) -> Wanted:
     returned = last_event_id_of(request) or request.value("last_event_id") or None
     last = number_of(request, "last")
     if returned:  # one that has been here before has had the last
-        return Wanted.checked(request.values("topic"), returned, None)
-    return Wanted.checked(request.values("topic"), request.value("after") or None, last)
+        return Wanted.checked(request.values("topic"), returned, None, most)
+    return Wanted.checked(request.values("topic"), request.value("after") or None, last, most)
 
 
 def last_event_id_of(request: Request) -> str | None:

@@ -26,7 +26,7 @@ from ..codec import json
 from ..errors import DecodeError
 from .connection import Connection
 from .core import Core
-from .feed import MAX_TOPICS, Feed, Wanted
+from .feed import Feed, Wanted
 from .frames import gap_of
 from .http import Message, Refusal, Request
 from .publish import draft_of, store
@@ -67,12 +67,13 @@ class EventSocket:
     """
 
     def __init__(self, request: Request, core: Core) -> None:
+        self._core = core
         offered = request.scope.get("subprotocols") or []
         if offered and SUBPROTOCOL not in offered:
             raise _wrong(f"the subprotocol here is {SUBPROTOCOL}")
         self._subprotocol = SUBPROTOCOL if offered else None
-        self._wanted = wanted_by(request) if request.values("topic") else None
-        self._core = core
+        self._request = request
+        self._wanted = wanted_by(request, core.limits.topics) if request.values("topic") else None
         self._subscriptions: dict[Ref, _Subscription] = {}
         self._own: dict[str, None] = {}
         # ASGI does not say that several tasks may send at once.
@@ -130,7 +131,7 @@ class EventSocket:
         text = message.get("text")
         if text is None:
             raise _wrong("messages are text: one JSON object each")
-        limit = self._core.max_event_bytes
+        limit = self._core.limits.event_bytes
         if len(text) > limit or len(text.encode()) > limit:
             raise Refusal(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the message is larger than {limit} bytes"
@@ -192,7 +193,10 @@ class EventSocket:
             if len(self._own) >= _MOST_OWN:
                 del self._own[next(iter(self._own))]
             self._own[draft.id] = None
-        [stored] = await store(self._core.log, [draft])
+        meter = self._core.meter
+        meter.published(meter.address_of(self._request), self._connection.visitor.subject, 1)
+        with meter.publishing():
+            [stored] = await store(self._core.log, [draft])
         return stored.id
 
     async def _renew(self, text: Any) -> float:
@@ -216,12 +220,13 @@ class EventSocket:
             raise _wrong("after is a string")
         if last is not None and (not isinstance(last, int) or isinstance(last, bool)):
             raise _wrong("last is a whole number")
-        wanted = Wanted.checked(topics, after or None, last)
+        most = self._core.limits.topics
+        wanted = Wanted.checked(topics, after or None, last, most)
         if ref in self._subscriptions:
             raise Refusal(HTTPStatus.CONFLICT, "there is a subscription with this ref")
         there = sum(len(each.topics) for each in self._subscriptions.values())
-        if there + len(topics) > MAX_TOPICS:
-            raise _wrong(f"more than {MAX_TOPICS} topics on one WebSocket")
+        if there + len(topics) > most:
+            raise _wrong(f"more than {most} topics on one WebSocket")
         return wanted
 
     async def _begin(self, wanted: Wanted) -> Feed:
