@@ -16,6 +16,7 @@ from codomyrmex.events.streaming.hub import limits as limits_module
 from codomyrmex.events.streaming.hub.http import Refusal, Request
 from codomyrmex.events.streaming.hub.limits import Meter
 from codomyrmex.events.streaming.log import MemoryLog, Record
+from codomyrmex.events.streaming.log.base import Note
 from codomyrmex.events.streaming.models import Event
 from tests.hub.conftest import CurrentHub
 from tests.hub.serving import PATIENCE, ServedUrl, error_of, eventually, open_hub
@@ -202,9 +203,11 @@ class TestPublishing:
         class SlowLog(MemoryLog):
             going_on = asyncio.Event()
 
-            async def _append(self, *arguments: Any) -> list[Record]:
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
                 await self.going_on.wait()
-                return await super()._append(*arguments)
+                return await super()._append(drafts, guard)
 
         log = SlowLog()
         hub = limited(log, publishing=3)
