@@ -288,6 +288,47 @@ class TestSources:
             assert (await run.wait()).state == "completed"
         assert "could not be closed" in caplog.text
 
+    async def test_are_closed_where_they_are_iterated_and_where_they_were_made(self) -> None:
+        closed: list[str] = []
+
+        class Source:
+            async def __aiter__(self) -> AsyncGenerator[Any, None]:
+                try:
+                    yield object()  # which is no JSON
+                finally:
+                    closed.append("what it gives")
+
+            async def aclose(self) -> None:
+                closed.append("the source")
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", Source())
+            assert (await run.wait()).state == "failed"
+            assert closed == ["what it gives", "the source"]
+
+    async def test_that_meet_with_a_cancellation_which_is_not_theirs_fail(self) -> None:
+        async def source() -> AsyncIterator[str]:
+            yield "some"
+            asking = asyncio.create_task(asyncio.sleep(1000))
+            asyncio.get_running_loop().call_later(1, asking.cancel)
+            await asking
+
+        async def closed_badly() -> AsyncIterator[str]:
+            try:
+                yield "some"
+                await asyncio.sleep(1000)
+            finally:
+                raise asyncio.CancelledError
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", source())
+            assert await run.wait() == RunStatus(run.id, "failed", "CancelledError: ")
+            assert await text(aiter(run)) == (["some"], "failed")
+            run = await stream.run("another", closed_badly())
+            await asyncio.sleep(1)
+            assert await run.stop()
+            assert (await run.wait()).state == "cancelled"
+
     async def test_what_cannot_be_asked_for_is_refused(self) -> None:
         async with LogStream(new_log()) as stream:
             source = speak()
@@ -431,6 +472,28 @@ class TestStopping:
             assert await text(aiter(run)) == (["some"], "cancelled")
             assert not await run.stop()
             assert (await run.wait()).state == "cancelled"
+
+    async def test_comes_too_late_for_what_its_source_has_given(self) -> None:
+        class Slow(MemoryLog):
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
+                await asyncio.sleep(1)
+                return await super()._append(drafts, guard)
+
+        async def source() -> AsyncIterator[int]:
+            for number in range(200):
+                yield number
+
+        async with LogStream(Slow(clock=loop_clock)) as stream:
+            run = await stream.run("rows", source())
+            await asyncio.sleep(0.5)
+            assert await run.stop()
+            await asyncio.sleep(10)
+            ids = await read_all(stream.log, topics="rows", limit=1000)
+            assert ids[-1] == f"{run.id}.end"
+            assert len(ids) == 201
+            assert await text(aiter(run)) == (list(range(200)), "completed")
 
     async def test_before_it_began_closes_its_source(self) -> None:
         async with LogStream(new_log()) as stream:
@@ -654,6 +717,49 @@ class TestProcessesThatEnd:
             reading = asyncio.create_task(read(stream, "answer"))
             assert await reading == ([0, 1, 2], "interrupted")
             assert (await run.wait()).state == "interrupted"
+
+    @pytest.mark.parametrize("reason", ["what it gave was not taken", "it was given up"])
+    async def test_a_source_that_takes_no_notice_is_asked_no_more(self, reason: str) -> None:
+        class Failing(MemoryLog):
+            fails = False
+
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
+                if self.fails:
+                    self.fails = False
+                    raise LogFull("events.db")
+                return await super()._append(drafts, guard)
+
+        given = 0
+
+        async def stubborn() -> AsyncIterator[int]:
+            nonlocal given
+            while True:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1)
+                given += 1
+                yield given
+
+        log = Failing(clock=loop_clock)
+        async with LogStream(log) as stream:
+            await stream.run("answer", stubborn())
+            await asyncio.sleep(2.5)
+            if reason == "it was given up":
+                note = await log._note("run:answer")
+                await log._change(Change(Note(note.key, {}, note.revision)))
+            else:
+                log.fails = True
+            await asyncio.sleep(1)
+            before = given
+            await asyncio.sleep(60)
+            assert given <= before + 1
+            stored = [each.event().data for each in await log.read(topics="answer")]
+            if reason == "it was given up":
+                assert stored == [1, 2]
+            else:
+                assert stored[:-1] == [1, 2]
+                assert stored[-1]["state"] == "failed"
 
     async def test_so_does_one_that_begins_another(self) -> None:
         log = new_log()

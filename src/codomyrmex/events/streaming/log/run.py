@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
 from ..errors import IdConflict, StreamClosed, StreamingError, UnknownRun, shown
 from ..ids import uuid7
 from ..models import Event, create_event
+from ..streams.runner import is_cancellation
 from ..streams.tasks import hold, release
 from ..subscribers import prime
 from ..topics import Exact, Selection, check_topic
@@ -384,7 +385,11 @@ class _NotOver(StreamingError):
 
 
 class _Producer:
-    """A run of this process: takes from a source, and appends."""
+    """A run of this process: one task takes from its source, another appends what that gives.
+
+    What ends a run ends the taking. Then whoever appends has the last word: the end comes when
+    everything else has been appended.
+    """
 
     def __init__(
         self,
@@ -400,14 +405,18 @@ class _Producer:
         self._lease = lease
         self._source = source
         self._record_of = record_of
+        # Given by the source, and not appended yet, or not known to be.
         self._pending: list[Record] = []
         self._pending_bytes = 0
-        self._appending: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
         self._ends_as: _State | None = None
         self._failure: BaseException | None = None
-        self._is_recording = False
+        self._is_taking = False
         self._loop = asyncio.get_running_loop()
-        self._task = runs._task(self._run(), self.id)
+        self._taking = runs._task(self._take(), f"{self.id}: its source")
+        self._taking.add_done_callback(lambda _: self._news.set())
+        runs._task(self._run(), self.id)
 
     # How it ends, other than by itself.
 
@@ -427,30 +436,112 @@ class _Producer:
 
     def give_up(self) -> None:
         """It was given up for dead: end it, and say nothing."""
-        self._failure = LeaseLost()
+        self._fail(LeaseLost())
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
         self._cancel()
 
     def _cancel(self) -> None:
-        if self._is_recording:  # before that, it looks; and its end is to be said
-            self._task.cancel()
+        if self._is_taking:  # before that, it looks; and the source is to be closed
+            self._taking.cancel()
 
-    # What it does.
+    # Taking.
 
-    async def _run(self) -> None:
-        state: _State = self._ends_as or "completed"
-        error: str | None = None
+    async def _take(self) -> None:
+        """Take from the source until it ends, or the run does; then close it."""
+        self._is_taking = True
         try:
             if self._ends_as is None and self._failure is None:
-                self._is_recording = True
-                await self._record_all()
-                state = self._ends_as or state
+                await self._take_all(self._opened())
             else:
                 await _close(self._source)
-        except asyncio.CancelledError:
-            state = self._ends_as or "interrupted"
-        except BaseException as raised:
-            self._failure = self._failure or raised
-        self._is_recording = False
+            self._ends_as = self._ends_as or "completed"
+        except BaseException as error:
+            if is_cancellation(error):
+                self._ends_as = self._ends_as or "interrupted"
+            else:  # also a cancellation that the source itself has met with
+                self._failure = self._failure or error
+
+    def _opened(self) -> Any:
+        given: Any = self._source
+        source: Any = given if hasattr(given, "__aiter__") else given()
+        if not hasattr(source, "__aiter__"):
+            if inspect.iscoroutine(source):
+                source.close()
+            raise TypeError(
+                f"a run's source returned {type(source).__name__}, which is no async iterable"
+            )
+        return source
+
+    async def _take_all(self, source: Any) -> None:
+        count = 0
+        items: Any = source
+        try:
+            items = aiter(source)
+            async for item in items:
+                if self._failure is not None:  # nothing is appended any more
+                    break
+                if isinstance(item, Event) and item.type == END and item.is_control:
+                    continue  # another run's, which readers would take for the end of this one
+                record = self._record_of(item)
+                self._pending.append(record)
+                self._pending_bytes += record.size
+                self._news.set()
+                while (
+                    len(self._pending) >= _MOST_PENDING
+                    or self._pending_bytes >= _MOST_PENDING_BYTES
+                ):
+                    self._room.clear()
+                    await self._room.wait()
+                if self._ends_as is not None:  # and it has taken no notice
+                    break
+                count += 1
+                if count % _TURN == 0:
+                    await asyncio.sleep(0)
+        finally:
+            try:
+                await _close(items)
+            finally:
+                if items is not source:
+                    await _close(source)
+
+    # Appending, and saying how it ended.
+
+    async def _run(self) -> None:
+        while self._pending or not self._taking.done():
+            try:
+                await self._append()
+            except asyncio.CancelledError:  # the event loop ends; what is there is appended
+                self.interrupt()
+                self._cancel()
+            except Exception as error:
+                # What the source gives from now on must not follow on what is lost.
+                self._forget(len(self._pending))
+                self._fail(error)
+        await self._end()
+        if isinstance(self._failure, KeyboardInterrupt | SystemExit):
+            raise self._failure
+
+    async def _append(self) -> None:
+        """Append what the source has given, or wait until there is something."""
+        if not self._pending:
+            self._news.clear()
+            await self._news.wait()
+            return
+        # They stay where they are meanwhile: cancelled, this may have appended them or not.
+        records = tuple(self._pending)
+        await self._lease.append(records)
+        self._forget(len(records))
+
+    def _forget(self, count: int) -> None:
+        self._pending_bytes -= sum(record.size for record in self._pending[:count])
+        del self._pending[:count]
+        self._room.set()
+
+    async def _end(self) -> None:
+        state, error = self._ends_as or "interrupted", None
         try:
             if isinstance(self._failure, LeaseLost):
                 _logger.warning("run %s of %s was given up for dead", self.id, shown(self._topic))
@@ -466,55 +557,6 @@ class _Producer:
         finally:
             await self._lease.abandon()
             self._runs.ended(self._topic, self)
-        if isinstance(self._failure, KeyboardInterrupt | SystemExit):
-            raise self._failure
-
-    async def _record_all(self) -> None:
-        given: Any = self._source
-        source: Any = given if hasattr(given, "__aiter__") else given()
-        if not hasattr(source, "__aiter__"):
-            if inspect.iscoroutine(source):
-                source.close()
-            raise TypeError(
-                f"a run's source returned {type(source).__name__}, which is no async iterable"
-            )
-        count = 0
-        try:
-            async for item in source:
-                if isinstance(item, Event) and item.type == END and item.is_control:
-                    continue  # another run's, which readers would take for the end of this one
-                record = self._record_of(item)
-                self._pending.append(record)
-                self._pending_bytes += record.size
-                if self._appending is None or self._appending.done():
-                    self._appending = self._runs._task(self._append(), "appending")
-                if (
-                    len(self._pending) >= _MOST_PENDING
-                    or self._pending_bytes >= _MOST_PENDING_BYTES
-                ):
-                    await asyncio.wait([self._appending])
-                if self._ends_as is not None:  # and it has taken no notice
-                    break
-                count += 1
-                if count % _TURN == 0:
-                    await asyncio.sleep(0)
-        finally:
-            # What the source has given is recorded, however it ended.
-            try:
-                if self._appending is not None:
-                    await asyncio.wait([self._appending])
-            finally:
-                await _close(source)
-
-    async def _append(self) -> None:
-        try:
-            while self._pending:
-                records, self._pending, self._pending_bytes = self._pending, [], 0
-                await self._lease.append(records)
-        except Exception as error:
-            if self._failure is None:
-                self._failure = error
-                self._cancel()
 
 
 class RunEvents:
@@ -657,5 +699,7 @@ async def _close(source: Source) -> None:
     if close is not None:
         try:
             await close()
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancellation(error):
+                raise
             _logger.exception("the source of a run could not be closed")
