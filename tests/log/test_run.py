@@ -562,6 +562,17 @@ class TestStopping:
                 await waiting
 
 
+class SlowNotes(MemoryLog):
+    """A log that takes its time to say that a note was changed."""
+
+    seconds = 0.0
+
+    async def _change(self, change: Change) -> Note | None:
+        changed = await super()._change(change)
+        await asyncio.sleep(self.seconds)
+        return changed
+
+
 def events_of_others() -> list[Event]:
     return events(*(f"busy/{number}" for number in range(20)))
 
@@ -997,6 +1008,38 @@ class TestRetention:
                 await read(stream, "answer")
             with pytest.raises(UnknownRun):
                 await run.wait()
+
+    async def test_spares_it_though_another_was_about_to_begin(self) -> None:
+        log = SlowNotes(clock=loop_clock, retention=Retention(count=1))
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak(), ttl=100)
+            await run.wait()
+            log.seconds = 1
+            beginning = asyncio.create_task(stream.run("answer", speak()))
+            await asyncio.sleep(0.5)
+            beginning.cancel()
+            await asyncio.wait([beginning])
+            assert beginning.cancelled()
+            log.seconds = 0
+            await log.append(events_of_others())
+            assert await read(stream, "answer") == (WORDS, "completed")
+            await asyncio.sleep(100)
+            assert await stream.status("answer") is None
+
+    async def test_spares_it_though_who_found_it_interrupted_could_not_say_so(self) -> None:
+        log = SlowNotes(clock=loop_clock, retention=Retention(count=1))
+        dying = Crash(log)
+        await dying.run("answer", for_ever(), ttl=100)
+        await asyncio.sleep(2.5)
+        await dying.crash()
+        async with LogStream(log) as finder, finder.attach("answer"):
+            log.seconds = 4
+            await asyncio.sleep(15)  # its lease is over, and is being taken
+        log.seconds = 0
+        await log.append(events_of_others())
+        async with LogStream(log) as other:
+            assert await read(other, "answer") == ([0, 1, 2], "interrupted")
+        await dying.aclose()
 
     async def test_forgets_what_stopped_runs_leave_behind(self) -> None:
         log = new_log()
