@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -247,6 +248,26 @@ class TestSources:
             assert await text(aiter(run)) == (["some"], "failed")
             assert await stream.status("answer") == await run.wait()
             assert "Traceback" in caplog.text
+
+    async def test_may_raise_whatever_they_like(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        async def source(error: Exception) -> AsyncIterator[str]:
+            yield "some"
+            raise error
+
+        async with LogStream(new_log()) as stream:
+            for error, said in [
+                (FileNotFoundError("\udcff"), "FileNotFoundError: \\udcff"),
+                (Mute(), "Mute"),
+                (ValueError("x" * 2_000_000), f"ValueError: {'x' * 987}…"),
+            ]:
+                run = await stream.run("answer", source(error))
+                async with asyncio.timeout(1):
+                    assert await run.wait() == RunStatus(run.id, "failed", said)
+            assert all(record.size < 2000 for record in await stream.log.read())
 
     @pytest.mark.parametrize("value", [float("nan"), object()])
     async def test_that_give_what_is_not_json_end_it_as_failed(self, value: Any) -> None:
@@ -573,6 +594,24 @@ class SlowNotes(MemoryLog):
         return changed
 
 
+class Full(MemoryLog):
+    """A log that has no room at times."""
+
+    has_no_room_for: str | None = None
+    seconds = 0.0
+
+    async def _append(self, drafts: list[Record], guard: Note | None = None) -> list[Record]:
+        await asyncio.sleep(self.seconds)
+        if self.has_no_room_for == "an event":
+            raise LogFull("events.db")
+        return await super()._append(drafts, guard)
+
+    async def _change(self, change: Change) -> Note | None:
+        if self.has_no_room_for == "a note":
+            raise LogFull("events.db")
+        return await super()._change(change)
+
+
 def events_of_others() -> list[Event]:
     return events(*(f"busy/{number}" for number in range(20)))
 
@@ -704,30 +743,112 @@ class TestProcessesThatEnd:
             await asyncio.sleep(6)
             assert not stream._runs._producers
 
-    async def test_a_full_disk_ends_it_and_leaves_the_rest_to_others(
+    async def test_a_full_disk_ends_it_and_that_is_said_when_there_is_room(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        class Full(MemoryLog):
-            is_full = False
-
-            async def _append(
-                self, drafts: list[Record], guard: Note | None = None
-            ) -> list[Record]:
-                if self.is_full:
-                    raise LogFull("events.db")
-                return await super()._append(drafts, guard)
-
         log = Full(clock=loop_clock)
         async with LogStream(log) as stream:
             run = await stream.run("answer", for_ever())
-            await asyncio.sleep(2.5)
-            log.is_full = True
-            await asyncio.sleep(1)
-            assert "could not be recorded" in caplog.text
-            log.is_full = False
             reading = asyncio.create_task(read(stream, "answer"))
-            assert await reading == ([0, 1, 2], "interrupted")
-            assert (await run.wait()).state == "interrupted"
+            waiting = asyncio.create_task(run.wait())
+            await asyncio.sleep(2.5)
+            log.has_no_room_for = "an event"
+            await asyncio.sleep(7)
+            assert "could not be recorded; it is tried again" in caplog.text
+            log.has_no_room_for = None
+            async with asyncio.timeout(2):
+                assert await reading == ([0, 1, 2], "failed")
+                error = f"LogFull: {LogFull('events.db')}"
+                assert await waiting == RunStatus(run.id, "failed", error)
+
+    async def test_one_that_ended_and_could_not_be_noted_is_in_nobodys_way(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = Full(clock=loop_clock)
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak(), ttl=100)
+            await asyncio.sleep(4.5)
+            log.has_no_room_for = "a note"
+            assert await run.wait() == RunStatus(run.id, "completed")
+            await asyncio.sleep(1)
+            assert "could not be noted" in caplog.text
+            log.has_no_room_for = None
+            await asyncio.sleep(16)
+            assert await stream.status("answer") == RunStatus(run.id, "completed")
+            await asyncio.sleep(101)
+            assert await stream.status("answer") is None
+
+    async def test_one_that_is_full_for_too_long_leaves_the_rest_to_others(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = Full(clock=loop_clock)
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", for_ever())
+            reading = asyncio.create_task(read(stream, "answer"))
+            waiting = asyncio.create_task(run.wait())
+            await asyncio.sleep(2.5)
+            log.has_no_room_for = "an event"
+            await asyncio.sleep(100)
+            assert f"the end of run {run.id} could not be recorded\n" in caplog.text
+            log.has_no_room_for = None
+            async with asyncio.timeout(16):
+                assert await reading == ([0, 1, 2], "interrupted")
+                assert await waiting == RunStatus(run.id, "interrupted")
+
+    async def test_a_full_disk_does_not_keep_a_stream_from_closing(self) -> None:
+        log = Full(clock=loop_clock)
+        stream = LogStream(log)
+        await stream.run("answer", for_ever())
+        await asyncio.sleep(2.5)
+        log.has_no_room_for = "an event"
+        async with asyncio.timeout(2):
+            await stream.aclose()
+        log.has_no_room_for = None
+        async with LogStream(log) as other:
+            assert await read(other, "answer") == ([0, 1, 2], "interrupted")
+
+    @pytest.mark.parametrize("seconds", [0.1, 0.4])
+    def test_the_end_of_an_event_loop_leaves_it_the_last_word(self, seconds: float) -> None:
+        """While it appends, and while it says how it ended."""
+
+        async def begin() -> None:
+            await LogStream(log).run("answer", speak(0))
+            await asyncio.sleep(seconds)
+
+        async def look() -> Any:
+            async with LogStream(log) as stream:
+                return await read(stream, "answer")
+
+        log = Full()
+        log.seconds = 0.15  # for one word, for the others, and for the end
+        asyncio.run(begin())
+        log.seconds = 0.0
+        assert asyncio.run(look()) == (WORDS, "completed")
+
+    def test_and_does_not_wait_for_a_disk_that_is_full(self) -> None:
+        async def begin() -> None:
+            await LogStream(log, lease=1000).run("answer", speak(0))
+            await asyncio.sleep(0.1)
+
+        log = Full()
+        log.has_no_room_for = "an event"
+        before = time.monotonic()
+        asyncio.run(begin())
+        assert time.monotonic() - before < PATIENCE
+
+    async def test_who_cancels_all_tasks_again_and_again_need_not_wait(self) -> None:
+        log = Full(clock=loop_clock)
+        stream = LogStream(log)
+        await stream.run("answer", for_ever())
+        await asyncio.sleep(0.5)
+        log.seconds = 1000
+        others: set[asyncio.Task[Any]] = set()
+        for _ in range(4):
+            others = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.sleep(0.1)
+        assert all(task.done() for task in others)
 
     @pytest.mark.parametrize("reason", ["what it gave was not taken", "it was given up"])
     async def test_a_source_that_takes_no_notice_is_asked_no_more(self, reason: str) -> None:
@@ -788,6 +909,42 @@ class TestProcessesThatEnd:
                 f"{first.id}.end",
                 f"{second.id}.end",
             ]
+
+    async def test_one_without_a_time_to_live_is_found_too(self) -> None:
+        log = new_log()
+        dying = Crash(log)
+        await dying.run("answer", for_ever(), ttl=0)
+        async with LogStream(log) as other:
+            reading = asyncio.create_task(read(other, "answer"))
+            await asyncio.sleep(2.5)
+            await dying.crash()
+            assert await reading == ([0, 1, 2], "interrupted")
+            await asyncio.sleep(1)
+            assert await other.status("answer") is None
+        await dying.aclose()
+
+    async def test_who_looks_after_one_is_not_put_off_by_an_error(self) -> None:
+        class Failing(MemoryLog):
+            fails = 0
+
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
+                if self.fails:
+                    self.fails -= 1
+                    raise OSError("on purpose")
+                return await super()._append(drafts, guard)
+
+        log = Failing(clock=loop_clock)
+        dying = Crash(log)
+        await dying.run("answer", for_ever())
+        async with LogStream(log) as other:
+            reading = asyncio.create_task(read(other, "answer"))
+            await asyncio.sleep(2.5)
+            await dying.crash()
+            log.fails = 1
+            assert await reading == ([0, 1, 2], "interrupted")
+        await dying.aclose()
 
     async def test_two_who_find_it_tell_it_once(self) -> None:
         class Slow(MemoryLog):

@@ -224,9 +224,8 @@ class Lease:
         self._is_held = False
         await self.abandon()
         async with self._turn:
-            if self.lost:
-                return
-            await self._put(self.state | self._staying(lasts), gone=gone)
+            if not self.lost:
+                await self._put(self.state | self._staying(lasts), gone=gone)
 
     def _staying(self, seconds: float | None) -> dict[str, Any]:
         """For how long the note stays and what it keeps meanwhile, as is written into it."""

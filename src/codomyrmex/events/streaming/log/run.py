@@ -46,11 +46,21 @@ _PATIENCE: Final = 5.0
 _LONGEST: Final = 10 * 365 * 86_400
 """Seconds that a run can be there to be read after its end."""
 
+_FOUND: Final = 86_400.0
+"""Seconds for which one whose process was killed can at least be found, whatever its time to live:
+that begins when somebody says that it has ended."""
+
+_LONGEST_ERROR: Final = 1000
+"""Characters that are told of what a source has raised."""
+
 _MOST_PENDING_BYTES: Final = 16 << 20
 """Bytes of events that wait to be appended; then the source waits."""
 
 _AGAIN: Final = 5.0
 """Seconds after which what a log has failed to do is tried again."""
+
+_TRIES: Final = 10
+"""How often it is tried to record an end, in the time that a lease runs."""
 
 _STOP_LASTS: Final = 60
 """Seconds for which it is written that a run is to stop."""
@@ -137,7 +147,7 @@ class Runs:
         self._watching: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_swept = False
-        self._closed = False
+        self.is_closed = False
 
     # Beginning.
 
@@ -153,6 +163,12 @@ class Runs:
                 "a run's source is an async iterable, or a function that returns one, not"
                 f" {type(source).__name__}"
             )
+
+        def record_of(item: Any) -> Record:
+            event = item if isinstance(item, Event) else create_event(item, event_type)
+            record = Record.of(event, topics=[topic], private=private)
+            return as_record(record, self.log.max_size)
+
         await self._sweep()
         changed = self.log._notes_changed
         while True:
@@ -160,7 +176,8 @@ class Runs:
             note, status = await self._look(topic)
             if status is None or (status.is_over and not once):
                 try:
-                    return await self._begin(topic, source, ttl, event_type, private)
+                    over = None if status is None else status.id
+                    return await self._begin(topic, source, record_of, ttl, over)
                 except Held as held:  # it has said that it is over, and will let go
                     with suppress(TimeoutError):
                         async with asyncio.timeout(held.seconds):
@@ -171,13 +188,19 @@ class Runs:
             await self._interrupt(topic)
 
     async def _begin(
-        self, topic: str, source: Source, ttl: float, event_type: str, private: bool
+        self,
+        topic: str,
+        source: Source,
+        record_of: Callable[[Any], Record],
+        ttl: float,
+        over: str | None,
     ) -> Run:
+        """Begin a run after the one that is known to be over, if there was one."""
         id_ = uuid7()
         after = await self.log._end()
 
         def begin(before: Mapping[str, Any]) -> dict[str, Any]:
-            if before.get("state") == "running":
+            if before.get("run") != over:  # somebody else was quicker
                 raise Held(Note(_key(topic), {}), 0.0)
             return {"run": id_, "state": "running", "after": after, "ttl": ttl}
 
@@ -186,15 +209,9 @@ class Runs:
             _key(topic),
             begin,
             duration=self.lease,
-            lasts=ttl,
+            lasts=max(ttl, _FOUND),
             keep=(topic, after),
         )
-
-        def record_of(item: Any) -> Record:
-            event = item if isinstance(item, Event) else create_event(item, event_type)
-            record = Record.of(event, topics=[topic], private=private)
-            return as_record(record, self.log.max_size)
-
         producer = self._producers[topic] = _Producer(self, topic, lease, source, record_of)
         lease.on_loss = producer.give_up
         if self._watching is None:
@@ -229,7 +246,7 @@ class Runs:
             status = await self.status(topic)
             if status is None or status.id != id_ or status.is_over:
                 return await said(self.log, topic, id_)
-            self._guard(topic)
+            self._guard(topic, id_)
             while (batch := await reader.read()) is not None:
                 for record in batch:
                     ended = _said_by(record)
@@ -258,10 +275,12 @@ class Runs:
             await self.wait(topic, status.id)
         return True
 
-    def ended(self, topic: str, producer: "_Producer") -> None:
+    def ended(self, topic: str, producer: "_Producer", *, is_noted: bool) -> None:
         """A run of this process is over."""
         if self._producers.get(topic) is producer:
             del self._producers[topic]
+        if not is_noted:  # its readers have relied on it
+            self._guard(topic, producer.id)
         if not self._producers and self._watching is not None:
             self._watching.cancel()
             self._watching = None
@@ -275,7 +294,7 @@ class Runs:
                 notes = await self.log._notes("stop:")
             except StreamClosed:
                 return
-            except StreamingError:
+            except Exception:
                 _logger.exception("what is to be stopped could not be read; it is tried again")
                 await asyncio.sleep(_AGAIN)
                 continue
@@ -289,26 +308,33 @@ class Runs:
 
     async def _sweep(self) -> None:
         """Look after those that nobody may be looking after, once."""
-        if self._closed:
+        if self.is_closed:
             raise StreamClosed("the stream has been closed; it begins no more runs")
         if not self._is_swept:
             self._is_swept = True
             for note in await self.log._notes("run:"):
                 if note.value["state"] == "running":
-                    self._guard(note.key.removeprefix("run:"))
+                    self._guard(note.key.removeprefix("run:"), note.value["run"])
 
-    def _guard(self, topic: str) -> None:
+    def _guard(self, topic: str, id_: str) -> None:
         """See to it that a run which is over without having said so is told to be."""
-        if topic in self._guards or topic in self._producers or self._closed:
+        producer, guard = self._producers.get(topic), self._guards.get(topic)
+        if self.is_closed or (producer is not None and producer.id == id_):
             return
-        task = self._guards[topic] = self._task(self._wait_for_its_lease(topic), "guard")
-        task.add_done_callback(lambda _: self._guards.pop(topic, None))
+        if guard is None or guard.done():  # or cancelled before it began
+            self._guards[topic] = self._task(self._wait_for_its_lease(topic), "guard")
 
     async def _wait_for_its_lease(self, topic: str) -> None:
+        try:
+            await self._wait_until_over(topic)
+        finally:
+            del self._guards[topic]
+
+    async def _wait_until_over(self, topic: str) -> None:
         while True:
             try:
-                note, status = await self._look(topic)
-                if status is None or status.is_over:
+                note = await self.log._note(_key(topic))
+                if note.value.get("state") != "running":
                     return
                 now = self.log._now()
                 if seconds_left(note, now) and not is_doubtful(note, now):
@@ -317,7 +343,7 @@ class Runs:
                     await self._interrupt(topic)
             except StreamClosed:
                 return
-            except StreamingError:
+            except Exception:
                 _logger.exception("run %s could not be looked after", shown(topic))
                 await asyncio.sleep(_AGAIN)
 
@@ -338,11 +364,12 @@ class Runs:
                     note.key,
                     still,
                     duration=self.lease,
-                    lasts=ttl,
+                    lasts=max(ttl, _FOUND),
                     keep=(topic, after),
                 )
                 try:
                     await say_end(lease, topic, "interrupted", None)
+                    await lease.let_go(lasts=ttl)
                 finally:
                     await lease.abandon()
 
@@ -359,7 +386,7 @@ class Runs:
 
     async def aclose(self) -> None:
         """End the runs of this process, as interrupted, and look after no others."""
-        self._closed = True
+        self.is_closed = True
         producers = tuple(self._producers.values())
         for producer in producers:
             producer.interrupt()
@@ -413,6 +440,8 @@ class _Producer:
         self._ends_as: _State | None = None
         self._failure: BaseException | None = None
         self._is_taking = False
+        # Or somebody else cancels its tasks; either way it has its last word, and waits no more.
+        self._loop_ends = False
         self._loop = asyncio.get_running_loop()
         self._taking = runs._task(self._take(), f"{self.id}: its source")
         self._taking.add_done_callback(lambda _: self._news.set())
@@ -513,7 +542,8 @@ class _Producer:
         while self._pending or not self._taking.done():
             try:
                 await self._append()
-            except asyncio.CancelledError:  # the event loop ends; what is there is appended
+            except asyncio.CancelledError:
+                self._loop_ends = True
                 self.interrupt()
                 self._cancel()
             except Exception as error:
@@ -542,21 +572,52 @@ class _Producer:
 
     async def _end(self) -> None:
         state, error = self._ends_as or "interrupted", None
+        if self._failure is not None and not self._lease.lost:
+            state, error = "failed", _text_of(self._failure)
+            _logger.error(
+                "run %s of %s failed", self.id, shown(self._topic), exc_info=self._failure
+            )
+        is_noted = False
         try:
-            if isinstance(self._failure, LeaseLost):
-                _logger.warning("run %s of %s was given up for dead", self.id, shown(self._topic))
-                return
-            if self._failure is not None:
-                state, error = "failed", f"{type(self._failure).__name__}: {self._failure}"
-                _logger.error(
-                    "run %s of %s failed", self.id, shown(self._topic), exc_info=self._failure
-                )
-            await say_end(self._lease, self._topic, state, error)
-        except StreamingError:  # others will find that its lease is over
-            _logger.exception("the end of run %s could not be recorded", self.id)
+            if await self._say_end(state, error):
+                await self._lease.let_go(lasts=self._lease.state["ttl"])
+                is_noted = True
+        except Exception:
+            _logger.exception("it could not be noted that run %s has ended", self.id)
         finally:
             await self._lease.abandon()
-            self._runs.ended(self._topic, self)
+            self._runs.ended(self._topic, self, is_noted=is_noted or self._loop_ends)
+
+    async def _say_end(self, state: _State, error: str | None) -> bool:
+        """Record how it ended. A log that fails is asked again, for as long as a lease runs.
+
+        False: others have to find out.
+        """
+        patience, pause = self._runs.lease, 0.0
+        until = self._loop.time() + patience
+        while not self._lease.lost:
+            try:
+                await asyncio.sleep(pause)
+                await say_end(self._lease, self._topic, state, error)
+            except LeaseLost:
+                break
+            except asyncio.CancelledError:
+                if self._loop_ends:
+                    raise
+                self._loop_ends, pause = True, 0.0
+            except Exception as failure:
+                is_last = self._runs.is_closed or self._loop_ends or self._loop.time() >= until
+                if is_last or isinstance(failure, StreamClosed):
+                    _logger.exception("the end of run %s could not be recorded", self.id)
+                    return False
+                _logger.warning(
+                    "the end of run %s could not be recorded; it is tried again", self.id
+                )
+                pause = min(patience / _TRIES, _AGAIN)
+            else:
+                return True
+        _logger.warning("run %s of %s was given up for dead", self.id, shown(self._topic))
+        return False
 
 
 class RunEvents:
@@ -584,7 +645,7 @@ class RunEvents:
                 end = (await log._locate(_end_id(status.id), reader.selection)).position
                 is_past = end is None or start.position >= end
             else:
-                runs._guard(topic)
+                runs._guard(topic, status.id)
             reader.begin_at(start, self._after)
         except BaseException:
             reader.close()
@@ -662,7 +723,7 @@ def _said_by(record: Record) -> RunStatus | None:
 
 
 async def say_end(lease: Lease, topic: str, state: _State, error: str | None) -> None:
-    """Record how a run ended, and let go of its lease."""
+    """Record how a run ended, unless it is said already."""
     status = RunStatus(lease.state["run"], state, error)
     try:
         await lease.append([Record.of(_end_of(topic, status))])
@@ -673,7 +734,6 @@ async def say_end(lease: Lease, topic: str, state: _State, error: str | None) ->
             end = _end_of(topic, status)
             await lease.append([Record.of(Event(None, END, end.data, end.metadata))])
     lease.state.update(state=status.state, error=status.error)
-    await lease.let_go(lasts=lease.state["ttl"])
 
 
 async def said(log: Log, topic: str, run: str) -> RunStatus:
@@ -691,6 +751,15 @@ async def said(log: Log, topic: str, run: str) -> RunStatus:
     if status is None:
         raise UnknownRun(topic)
     return status
+
+
+def _text_of(error: BaseException) -> str:
+    """Type and message of what a source has raised, as text that any log takes."""
+    text = type(error).__name__
+    with suppress(Exception):  # it cannot say
+        text = f"{text}: {error}"
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= _LONGEST_ERROR else f"{text[: _LONGEST_ERROR - 1]}…"
 
 
 async def _close(source: Source) -> None:
