@@ -350,6 +350,35 @@ class TestSources:
             assert await run.stop()
             assert (await run.wait()).state == "cancelled"
 
+    @pytest.mark.parametrize("reason", ["cancelled", "the stream is closed"])
+    async def test_of_a_run_that_could_not_begin_are_closed(self, reason: str) -> None:
+        closed = False
+
+        async def source() -> AsyncIterator[int]:
+            nonlocal closed
+            try:
+                yield 1
+            finally:
+                closed = True
+
+        given = source()
+        await anext(given)
+        log = SlowNotes(clock=loop_clock)
+        async with LogStream(log) as stream:
+            log.seconds = 1
+            if reason == "the stream is closed":
+                await stream.aclose()
+                with pytest.raises(StreamClosed):
+                    await stream.run("answer", given)
+            else:
+                beginning = asyncio.create_task(stream.run("answer", given))
+                await asyncio.sleep(0.5)
+                beginning.cancel()
+                await asyncio.wait([beginning])
+                assert beginning.cancelled()
+                assert await stream.status("answer") is None
+            assert closed
+
     async def test_what_cannot_be_asked_for_is_refused(self) -> None:
         async with LogStream(new_log()) as stream:
             source = speak()

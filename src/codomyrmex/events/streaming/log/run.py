@@ -169,6 +169,23 @@ class Runs:
             record = Record.of(event, topics=[topic], private=private)
             return as_record(record, self.log.max_size)
 
+        try:
+            run = await self._begin_or_join(topic, source, record_of, ttl, once)
+        except BaseException:
+            await _close(source)
+            raise
+        if not run.is_new:
+            await _close(source)
+        return run
+
+    async def _begin_or_join(
+        self,
+        topic: str,
+        source: Source,
+        record_of: Callable[[Any], Record],
+        ttl: float,
+        once: bool,
+    ) -> Run:
         await self._sweep()
         changed = self.log._notes_changed
         while True:
@@ -183,7 +200,6 @@ class Runs:
                         async with asyncio.timeout(held.seconds):
                             await changed.wait(count)
             elif status.is_over or seconds_left(note, self.log._now()):
-                await _close(source)
                 return Run(self, topic, status.id, is_new=False)
             await self._interrupt(topic)
 
