@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -295,7 +296,7 @@ class LogStream(Stream):
         ``interrupted`` (its process ended). Retention spares a run until `ttl` after its end.
 
         A topic has one run at a time, in all processes that use the log. Whoever asks for a second
-        one joins the first; their `source` is closed.
+        one joins the first; their `source` is closed. So is that of a run which could not begin.
 
         Args:
             topic: the topic of its events.
@@ -414,8 +415,9 @@ class LogStream(Stream):
             await self._runs.aclose()
             if drain:
                 await self._outbox.drain()
-                for reader in tuple(self._open_readers):
-                    await reader.end_here()
+                with suppress(StreamClosed):  # the log has been closed, and has ended them
+                    for reader in tuple(self._open_readers):
+                        await reader.end_here()
                 for pump in pumps:
                     await pump.finish()
         finally:
