@@ -157,6 +157,34 @@ class TestReaders:
             assert await stream.status("answer") is None
             assert not await stream.stop("answer")
 
+    async def test_that_wait_for_a_while_only_lose_nothing(self) -> None:
+        async with LogStream(new_log()) as stream:
+            await stream.run("answer", speak())
+            found: list[Any] = []
+            async with stream.attach("answer") as events:
+                while len(found) < len(WORDS):
+                    with suppress(TimeoutError):
+                        found.append((await asyncio.wait_for(anext(events), 0.3)).data)
+                assert found == WORDS
+                assert (await anext(events)).type == "stream.end"
+                with pytest.raises(StopAsyncIteration):
+                    await anext(events)
+
+    async def test_and_who_waits_are_told_that_the_stream_is_closed(self) -> None:
+        log = new_log()
+        async with LogStream(log) as other:
+            run = await other.run("answer", for_ever())
+            stream = LogStream(log)
+            joined = await stream.run("answer", speak())
+            waiting = asyncio.create_task(joined.wait())
+            await asyncio.sleep(0.5)
+            async with stream.attach("answer", LATEST) as events:
+                await stream.aclose()
+                assert [event async for event in events] == []
+            with pytest.raises(StreamClosed):
+                await waiting
+            assert not (await run._runs.status("answer")).is_over  # type: ignore[union-attr]
+
     async def test_attach_is_entered_once_and_is_a_context_manager(self) -> None:
         async with LogStream(new_log()) as stream:
             await stream.run("answer", speak())
@@ -486,6 +514,56 @@ class TestOneAtATime:
             await stream.run("answer", for_ever())
             assert await read(stream, "answer", cursor) == (WORDS[1:], "completed")
 
+    async def test_each_gives_its_own_events_and_stops_no_other(self) -> None:
+        async with LogStream(new_log()) as stream:
+            first = await stream.run("answer", speak())
+            joined = await stream.run("answer", speak())
+            await first.wait()
+            second = await stream.run("answer", for_ever())
+            await asyncio.sleep(2.5)
+            async with first.events() as events:
+                cursors = [event.id async for event in events]
+            for run in (first, joined):
+                assert await text(aiter(run)) == (WORDS, "completed")
+                assert await run.wait() == RunStatus(first.id, "completed")
+                async with asyncio.timeout(1):
+                    assert not await run.stop()
+            assert await second.stop()
+            assert await text(aiter(second)) == ([0, 1, 2], "cancelled")
+            # Whoever comes with a cursor of the first goes on there.
+            for after, found in [(None, WORDS), (cursors[1], WORDS[2:]), (cursors[-1], [])]:
+                async with first.events(after) as events:
+                    assert await text(events) == (found, "completed")
+            for after in (*cursors, None):
+                async with second.events(after) as events:
+                    assert await text(events) == ([0, 1, 2], "cancelled")
+
+    async def test_the_end_of_another_is_not_its_end(self) -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", speak())
+            forged = {"control": True, "topic": "answer"}
+            for data in ({"run": "x", "state": "failed", "error": None}, "no"):
+                await stream.publish(Event(type="stream.end", data=data, metadata=forged))
+            assert await text(aiter(run)) == (WORDS, "completed")
+            assert await read(stream, "answer") == (WORDS, "completed")
+
+    async def test_one_whose_end_has_gone_is_not_known_any_more(self) -> None:
+        log = new_log(retention=Retention(count=1))
+        async with LogStream(log) as stream:
+            first = await stream.run("answer", speak(), ttl=10)
+            async with first.events() as events:
+                await anext(events)
+                await first.wait()
+                await asyncio.sleep(20)
+                await log.append(events_of_others())
+                second = await stream.run("answer", for_ever())
+                assert (await anext(events)).type == "stream.gap"
+                with pytest.raises(UnknownRun):
+                    await anext(events)
+            with pytest.raises(UnknownRun):
+                await text(aiter(first))
+            await second.stop()
+
     async def test_those_of_different_topics_do_not_know_each_other(self) -> None:
         async with LogStream(new_log()) as stream:
             runs = [await stream.run(f"answers.{n}", speak(0.1 * (n + 1))) for n in range(20)]
@@ -602,6 +680,17 @@ class TestStopping:
         asyncio.run(begin())
         assert asyncio.run(look()) == ([0], "interrupted")
 
+    async def test_also_those_that_are_about_to_begin(self) -> None:
+        log = SlowNotes(clock=loop_clock)
+        stream = LogStream(log)
+        log.seconds = 1
+        beginning = asyncio.create_task(stream.run("answer", for_ever()))
+        await asyncio.sleep(0.5)
+        await stream.aclose()
+        run = await beginning
+        await asyncio.sleep(2)
+        assert await stream.status("answer") == RunStatus(run.id, "interrupted")
+
     async def test_waiting_ends_when_the_log_is_closed(self) -> None:
         async with LogStream(new_log()) as stream:
             run = await stream.run("answer", for_ever())
@@ -701,9 +790,9 @@ class TestProcessesThatEnd:
         async with LogStream(log) as stream:
             run = await stream.run("answer", speak(), once=once)
             assert run.is_new is not once
-            assert (await Run(stream._runs, "answer", first.id, is_new=False).wait()) == RunStatus(
-                first.id, "interrupted"
-            )
+            assert (
+                await Run(stream._runs, "answer", first.id, 0, is_new=False).wait()
+            ) == RunStatus(first.id, "interrupted")
         await dying.aclose()
 
     async def test_those_left_behind_are_found_by_the_next_process(self) -> None:
@@ -1194,6 +1283,28 @@ class TestRetention:
                 await read(stream, "answer")
             with pytest.raises(UnknownRun):
                 await run.wait()
+
+    async def test_spares_it_though_others_have_begun(self) -> None:
+        log = new_log(retention=Retention(count=1))
+        async with LogStream(log) as stream:
+            runs = [await stream.run("answer", speak(), ttl=100)]
+            for _ in range(2):
+                await runs[-1].wait()
+                await asyncio.sleep(45)
+                runs.append(await stream.run("answer", speak(), ttl=100))
+            await log.append(events_of_others())
+            await asyncio.sleep(3)
+            for run in runs:
+                assert await text(aiter(run)) == (WORDS, "completed")
+            await asyncio.sleep(5)  # 103 seconds after the end of the first
+            await log.append(events_of_others())
+            with pytest.raises(UnknownRun):
+                await text(aiter(runs[0]))
+            for run in runs[1:]:
+                assert await text(aiter(run)) == (WORDS, "completed")
+            await asyncio.sleep(200)
+            await log.append(events_of_others())
+            assert await read_all(log, topics="answer") == []
 
     async def test_spares_it_though_another_was_about_to_begin(self) -> None:
         log = SlowNotes(clock=loop_clock, retention=Retention(count=1))

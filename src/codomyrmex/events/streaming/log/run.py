@@ -8,20 +8,20 @@ id that only one event can have: whoever comes second to say how it ended finds 
 import asyncio
 import inspect
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from ..errors import IdConflict, StreamClosed, StreamingError, UnknownRun, shown
 from ..ids import uuid7
 from ..models import Event, create_event
 from ..streams.runner import is_cancellation
 from ..streams.tasks import hold, release
-from ..subscribers import prime
 from ..topics import Exact, Selection, check_topic
-from .base import LATEST, Change, Log, Note, Reader, Start, as_record
-from .lease import Held, Lease, LeaseLost, is_doubtful, seconds_left
+from .base import LATEST, Change, Gap, Log, Note, Reader, Start, as_record, gap_event
+from .lease import Held, Lease, LeaseLost, change_to, is_doubtful, seconds_left
 from .record import Record
 
 __all__ = ["END", "Run", "RunStatus", "Runs", "Source"]
@@ -92,7 +92,7 @@ class Run:
     """A run, here or in another process. It goes on whatever becomes of this object.
 
     Iterated over, it gives its events from the first one on, then those that come, and ends with
-    ``stream.end``.
+    ``stream.end``: also once another has begun on its topic.
 
     Attributes:
         id: name of the run.
@@ -100,8 +100,9 @@ class Run:
         is_new: whether it began with the call that returned this, rather than having been joined.
     """
 
-    def __init__(self, runs: "Runs", topic: str, id_: str, *, is_new: bool) -> None:
+    def __init__(self, runs: "Runs", topic: str, id_: str, after: int, *, is_new: bool) -> None:
         self._runs = runs
+        self._after = after  # the position after which it began
         self.id = id_
         self.topic = topic
         self.is_new = is_new
@@ -115,16 +116,34 @@ class Run:
                 yield event
 
     def events(self, after: str | None = None) -> "RunEvents":
-        """Its events, as `LogStream.attach` gives them."""
-        return RunEvents(self._runs, self.topic, after)
+        """Its events, as `LogStream.attach` gives them.
+
+        Args:
+            after: begin after the event with this id; None, or one from before: with its first.
+        """
+        return RunEvents(self._runs, self.topic, after, self)
 
     async def wait(self) -> RunStatus:
         """Wait until it is over, and return how it ended."""
         return await self._runs.wait(self.topic, self.id)
 
     async def stop(self) -> bool:
-        """`LogStream.stop`."""
-        return await self._runs.stop(self.topic)
+        """`LogStream.stop`, of no other that has begun on its topic."""
+        return await self._runs.stop(self.topic, self.id)
+
+
+class _Found(NamedTuple):
+    """What is known of a run.
+
+    Attributes:
+        status: how it is doing.
+        after: the position after which it began.
+        end: the position of its last event; None: it goes on.
+    """
+
+    status: RunStatus
+    after: int
+    end: int | None
 
 
 class Runs:
@@ -133,15 +152,21 @@ class Runs:
     Args:
         log: the log.
         lease: seconds after which a run that is not heard of is over.
-        read: gives the events of a reader, which it closes.
+        readers: those that end when the stream is closed.
+        event_of: gives the event of a record; None: it cannot be decoded.
     """
 
     def __init__(
-        self, log: Log, lease: float, read: Callable[[Reader], AsyncGenerator[Event, None]]
+        self,
+        log: Log,
+        lease: float,
+        readers: set[Reader],
+        event_of: Callable[[Record], Event | None],
     ) -> None:
         self.log = log
         self.lease = lease
-        self.read = read
+        self.readers = readers
+        self.event_of = event_of
         self._producers: dict[str, _Producer] = {}
         self._guards: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -190,17 +215,21 @@ class Runs:
         changed = self.log._notes_changed
         while True:
             count = changed.count
-            note, status = await self._look(topic)
-            if status is None or (status.is_over and not once):
-                try:
-                    over = None if status is None else status.id
-                    return await self._begin(topic, source, record_of, ttl, over)
-                except Held as held:  # it has said that it is over, and will let go
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(held.seconds):
-                            await changed.wait(count)
-            elif status.is_over or seconds_left(note, self.log._now()):
-                return Run(self, topic, status.id, is_new=False)
+            note, found = await self._look(topic)
+            now = self.log._now()
+            if found is None or (found.status.is_over and not once):
+                wait = 0.0 if is_doubtful(note, now) else seconds_left(note, now)
+                if note.value.get("state") != "running":
+                    try:
+                        return await self._begin(topic, source, record_of, ttl, note)
+                    except Held as held:  # somebody else was quicker
+                        wait = held.seconds
+                # It has said that it is over, and will note it.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await changed.wait(count)
+            elif found.status.is_over or seconds_left(note, now):
+                return Run(self, topic, found.status.id, found.after, is_new=False)
             await self._interrupt(topic)
 
     async def _begin(
@@ -209,15 +238,18 @@ class Runs:
         source: Source,
         record_of: Callable[[Any], Record],
         ttl: float,
-        over: str | None,
+        last: Note,
     ) -> Run:
-        """Begin a run after the one that is known to be over, if there was one."""
+        """Begin a run after the last, which is over, if there was one."""
         id_ = uuid7()
+        over = last.value.get("run")
+        if over is not None:  # it is there for as long as it was promised
+            await self.log._change(change_to(Note(f"ran:{over}", dict(last.value))))
         after = await self.log._end()
 
         def begin(before: Mapping[str, Any]) -> dict[str, Any]:
-            if before.get("run") != over:  # somebody else was quicker
-                raise Held(Note(_key(topic), {}), 0.0)
+            if before.get("run", over) != over:
+                raise Held(last, 0.0)
             return {"run": id_, "state": "running", "after": after, "ttl": ttl}
 
         lease = await Lease.take(
@@ -230,38 +262,61 @@ class Runs:
         )
         producer = self._producers[topic] = _Producer(self, topic, lease, source, record_of)
         lease.on_loss = producer.give_up
+        if self.is_closed:  # meanwhile
+            producer.interrupt()
         if self._watching is None:
             self._watching = self._task(self._watch(), "stops")
-        return Run(self, topic, id_, is_new=True)
+        return Run(self, topic, id_, after, is_new=True)
 
     # What becomes of them.
 
-    async def _look(self, topic: str) -> tuple[Note, RunStatus | None]:
-        """The note of a topic's run, and how that is doing."""
+    async def _look(self, topic: str) -> tuple[Note, _Found | None]:
+        """The note of a topic's last run, and how that is doing."""
         note = await self.log._note(_key(topic))
         value = note.value
         if not value:
             return note, None
-        status = RunStatus(value["run"], value["state"], value.get("error"))
-        if not status.is_over:  # or its end is there, and this will be written in an instant
+        found = _Found(
+            RunStatus(value["run"], value["state"], value.get("error")),
+            value["after"],
+            value.get("end"),
+        )
+        if not found.status.is_over:  # or its end is there, and will be noted in an instant
             with suppress(UnknownRun):
-                status = await said(self.log, topic, status.id)
-        return note, status
+                status, end = await said(self.log, topic, found.status.id)
+                found = found._replace(status=status, end=end)
+        return note, found
+
+    async def find(self, topic: str, id_: str | None = None, after: int = 0) -> _Found:
+        """How a run is doing: the topic's last, or the one of this name, which began there.
+
+        Raises:
+            UnknownRun: it is not known, or not any more.
+        """
+        _, found = await self._look(topic)
+        if id_ is not None and (found is None or found.status.id != id_):
+            status, end = await said(self.log, topic, id_)
+            return _Found(status, after, end)
+        if found is None:
+            raise UnknownRun(topic)
+        return found
 
     async def status(self, topic: str) -> RunStatus | None:
         """`LogStream.status`."""
         check_topic(topic)
-        _, status = await self._look(topic)
-        return status
+        _, found = await self._look(topic)
+        return None if found is None else found.status
 
     async def wait(self, topic: str, id_: str) -> RunStatus:
         """Wait until a run is over."""
         reader = Reader(self.log, Exact(topic))
+        self.readers.add(reader)
         try:
             await reader.begin(LATEST)
-            status = await self.status(topic)
-            if status is None or status.id != id_ or status.is_over:
-                return await said(self.log, topic, id_)
+            status = (await self.find(topic, id_)).status
+            if status.is_over:
+                return status
+            self._check_open()
             self._guard(topic, id_)
             while (batch := await reader.read()) is not None:
                 for record in batch:
@@ -269,17 +324,16 @@ class Runs:
                     if ended is not None and ended.id == id_:
                         return ended
                 if batch.gap is not None:  # it may have been among what has gone
-                    status = await self.status(topic)
-                    if status is None or status.id != id_:
-                        return await said(self.log, topic, id_)
-            raise StreamClosed("the log has been closed")
+                    await self.find(topic, id_)
+            raise StreamClosed("the stream or the log has been closed")
         finally:
+            self.readers.discard(reader)
             reader.close()
 
-    async def stop(self, topic: str) -> bool:
-        """`LogStream.stop`."""
+    async def stop(self, topic: str, id_: str | None = None) -> bool:
+        """`LogStream.stop`, of the topic's last run or of the one of this name."""
         status = await self.status(topic)
-        if status is None or status.is_over:
+        if status is None or status.is_over or id_ not in (None, status.id):
             return False
         producer = self._producers.get(topic)
         if producer is not None and producer.id == status.id:
@@ -320,12 +374,15 @@ class Runs:
                     producer.stop()
             await changed.wait(count)
 
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise StreamClosed("the stream has been closed; it has no more runs")
+
     # Those of processes that ended, or hang.
 
     async def _sweep(self) -> None:
         """Look after those that nobody may be looking after, once."""
-        if self.is_closed:
-            raise StreamClosed("the stream has been closed; it begins no more runs")
+        self._check_open()
         if not self._is_swept:
             self._is_swept = True
             for note in await self.log._notes("run:"):
@@ -639,34 +696,43 @@ class _Producer:
 class RunEvents:
     """The events of a run: what `LogStream.attach` returns."""
 
-    def __init__(self, runs: Runs, topic: str, after: str | None) -> None:
+    def __init__(self, runs: Runs, topic: str, after: str | None, run: Run | None = None) -> None:
         self._runs = runs
         self._topic = check_topic(topic)
         self._after = after
-        self._events: AsyncGenerator[Event, None] | None = None
+        self._run = run
+        # The run whose end is the end. None: the next end is that of the run in which the cursor is
+        self._id: str | None = None
+        self._reader: Reader | None = None
+        self._waiting: deque[Record | Gap] = deque()
+        self._has_gap = False
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
-        if self._events is not None:
+        if self._reader is not None:
             raise RuntimeError("attach() is entered once")
-        runs, log, topic = self._runs, self._runs.log, self._topic
+        runs, run, topic = self._runs, self._run, self._topic
         await runs._sweep()
-        note, status = await runs._look(topic)
-        if status is None:
-            raise UnknownRun(topic)
-        reader = Reader(log, Exact(topic))
+        found = await (runs.find(topic) if run is None else runs.find(topic, run.id, run._after))
+        status = found.status
+        reader = Reader(runs.log, Exact(topic))
         try:
-            start = await self._start(reader, note.value["after"])
-            is_past = self._after == _end_id(status.id)
-            if status.is_over:
-                end = (await log._locate(_end_id(status.id), reader.selection)).position
-                is_past = end is None or start.position >= end
-            else:
+            start = await self._start(reader, found.after)
+            runs._check_open()
+            if not status.is_over:
                 runs._guard(topic, status.id)
             reader.begin_at(start, self._after)
         except BaseException:
             reader.close()
             raise
-        self._events = prime(self._read(reader, _end_of(topic, status) if is_past else None))
+        if start.position >= found.after:
+            self._id = status.id
+        is_past = status.is_over and start.position >= (found.end or 0)
+        if is_past or self._after == _end_id(status.id):
+            self._id = status.id
+            self._waiting.append(Record.of(_end_of(topic, status)))
+        self._reader = reader
+        runs.readers.add(reader)
         return self
 
     async def _start(self, reader: Reader, after: int) -> Start:
@@ -677,25 +743,9 @@ class RunEvents:
         start = await self._runs.log._begin(self._after, reader.selection)
         if start.gap is not None and start.gap.reason == "unknown":
             return beginning._replace(gap=start.gap)
+        if self._run is not None and start.position < after:
+            return beginning
         return start
-
-    async def _read(self, reader: Reader, end: Event | None) -> AsyncGenerator[Event, None]:
-        events = prime(self._runs.read(reader))
-        try:
-            yield cast("Event", None)  # for prime
-            if end is not None:
-                yield end
-                return
-            async for event in events:
-                yield event
-                if event.type == END:
-                    return
-                if event.type == "stream.gap":  # the end may be among what has gone
-                    _, status = await self._runs._look(self._topic)
-                    if status is None:
-                        raise UnknownRun(self._topic)
-        finally:
-            await events.aclose()
 
     async def __aexit__(
         self,
@@ -703,16 +753,53 @@ class RunEvents:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._events is not None:
-            await self._events.aclose()
+        self._is_over = True
+        if self._reader is not None:
+            self._runs.readers.discard(self._reader)
+            self._reader.end()
+            self._reader.close()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
-        if self._events is None:
+        """The next event, as soon as there is one. Cancelled, it has lost nothing."""
+        if self._reader is None:
             raise RuntimeError("attach() is an async context manager: async with stream.attach(…)")
-        return await anext(self._events)
+        while not self._is_over:
+            if not self._waiting:
+                await self._fill(self._reader)
+                continue
+            what = self._waiting.popleft()
+            event = self._event_of(what)
+            if event is not None:
+                return event
+        raise StopAsyncIteration
+
+    def _event_of(self, what: Record | Gap) -> Event | None:
+        if isinstance(what, Gap):
+            self._has_gap = True
+            return gap_event(what)
+        if what.type != END:
+            return self._runs.event_of(what)
+        ended = _said_by(what)
+        if ended is None or self._id not in (None, ended.id):
+            return None  # it is not the end of this run
+        self._is_over = True
+        return what.event()
+
+    async def _fill(self, reader: Reader) -> None:
+        """Have something wait to be given, unless this is the end."""
+        if self._has_gap:  # the end may be among what has gone
+            await self._runs.find(self._topic, self._id)
+            self._has_gap = False
+        batch = await reader.read()
+        if batch is None:
+            self._is_over = True
+            return
+        if batch.gap is not None:
+            self._waiting.append(batch.gap)
+        self._waiting += batch.records
 
 
 def _key(topic: str) -> str:
@@ -742,18 +829,21 @@ async def say_end(lease: Lease, topic: str, state: _State, error: str | None) ->
     """Record how a run ended, unless it is said already."""
     status = RunStatus(lease.state["run"], state, error)
     try:
-        await lease.append([Record.of(_end_of(topic, status))])
+        (record,) = await lease.append([Record.of(_end_of(topic, status))])
+        end = record.position
     except IdConflict:
         try:  # its process said so, and ended before it could let go
-            status = await said(lease.log, topic, status.id)
+            status, end = await said(lease.log, topic, status.id)
         except UnknownRun:  # somebody has published something else by this name
-            end = _end_of(topic, status)
-            await lease.append([Record.of(Event(None, END, end.data, end.metadata))])
-    lease.state.update(state=status.state, error=status.error)
+            event = _end_of(topic, status)
+            event = Event(None, END, event.data, event.metadata)
+            (record,) = await lease.append([Record.of(event)])
+            end = record.position
+    lease.state.update(state=status.state, error=status.error, end=end)
 
 
-async def said(log: Log, topic: str, run: str) -> RunStatus:
-    """How a run ended, as its last event says.
+async def said(log: Log, topic: str, run: str) -> tuple[RunStatus, int]:
+    """How a run ended, as its last event says, and the position of that.
 
     Raises:
         UnknownRun: there is no such event, or none any more.
@@ -764,9 +854,9 @@ async def said(log: Log, topic: str, run: str) -> RunStatus:
         raise UnknownRun(topic)
     page = await log._page(where.position - 1, selection, 1, where.position)
     status = _said_by(page.records[0]) if page.records else None
-    if status is None:
+    if status is None or status.id != run:
         raise UnknownRun(topic)
-    return status
+    return status, where.position
 
 
 def _text_of(error: BaseException) -> str:

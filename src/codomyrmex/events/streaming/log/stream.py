@@ -57,12 +57,12 @@ class LogStream(Stream):
         self._owns_log = isinstance(log, str)
         self.log = open_log(log) if isinstance(log, str) else log
         self.lease = lease
-        self._runs = Runs(self.log, lease, self._events_of)
         self._deliveries: dict[str, _Delivery] = {}
         self._consumers: set[Consumer] = set()
         # Those that have been unsubscribed and whose handler still runs.
         self._leaving: set[Pump] = set()
         self._open_readers: set[Reader] = set()
+        self._runs = Runs(self.log, lease, self._open_readers, self._event_of)
         self._closed = False
         self._published = 0
         self._refused = 0
@@ -426,7 +426,7 @@ class LogStream(Stream):
             for pump in pumps:
                 pump.cancel()
             if not drain:
-                for reader in self._open_readers:
+                for reader in tuple(self._open_readers):
                     reader.end()
         for pump in pumps:
             await pump.finish()
