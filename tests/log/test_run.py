@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
@@ -40,6 +41,8 @@ from codomyrmex.events.streaming.topics import Selection
 from tests.conformance.test_logs import events, read_all
 
 PATIENCE = 30.0  # seconds of real time for what must happen soon
+
+T = TypeVar("T")
 
 WORDS = ["nothing", "is", "lost", "in", "silence"]
 
@@ -623,6 +626,28 @@ class TestStopping:
             assert len(ids) == 201
             assert await text(aiter(run)) == (list(range(200)), "completed")
 
+    async def test_does_not_disturb_a_source_that_is_being_closed(self) -> None:
+        closed = False
+
+        class Source:
+            def __aiter__(self) -> "Source":
+                return self
+
+            async def __anext__(self) -> int:
+                raise StopAsyncIteration
+
+            async def aclose(self) -> None:
+                nonlocal closed
+                await asyncio.sleep(1)
+                closed = True
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", Source())
+            await asyncio.sleep(0.5)
+            assert await run.stop()
+            assert closed
+            assert (await run.wait()).state == "cancelled"
+
     async def test_before_it_began_closes_its_source(self) -> None:
         async with LogStream(new_log()) as stream:
             source = speak()
@@ -738,6 +763,7 @@ class Crash(LogStream):
     """A stream whose process is killed, as far as its log can tell."""
 
     async def crash(self) -> None:
+        self._runs.is_closed = True  # it looks after nothing any more
         for producer in tuple(self._runs._producers.values()):
             await producer._lease.abandon()
             producer._lease.lost = True
@@ -954,12 +980,26 @@ class TestProcessesThatEnd:
         asyncio.run(begin())
         assert time.monotonic() - before < PATIENCE
 
-    async def test_who_cancels_all_tasks_again_and_again_need_not_wait(self) -> None:
+    @pytest.mark.parametrize("what", ["the log", "the source"])
+    async def test_who_cancels_all_tasks_again_and_again_need_not_wait(self, what: str) -> None:
+        class Source:
+            def __aiter__(self) -> "Source":
+                return self
+
+            async def __anext__(self) -> int:
+                await asyncio.sleep(1)
+                return 1
+
+            async def aclose(self) -> None:
+                if what == "the source":
+                    await asyncio.sleep(1000)
+
         log = Full(clock=loop_clock)
         stream = LogStream(log)
-        await stream.run("answer", for_ever())
+        await stream.run("answer", Source())
         await asyncio.sleep(0.5)
-        log.seconds = 1000
+        if what == "the log":
+            log.seconds = 1000
         others: set[asyncio.Task[Any]] = set()
         for _ in range(4):
             others = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
@@ -967,6 +1007,41 @@ class TestProcessesThatEnd:
                 task.cancel()
             await asyncio.sleep(0.1)
         assert all(task.done() for task in others)
+
+    async def test_one_that_ends_after_it_was_given_up_says_nothing(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = new_log()
+        async with LogStream(log) as stream:
+            await stream.run("answer", speak(0.5))
+            await asyncio.sleep(2.3)
+            note = await log._note("run:answer")
+            await log._change(Change(Note(note.key, {}, note.revision)))
+            (producer,) = stream._runs._producers.values()
+            producer.stop()
+            await asyncio.sleep(1)
+            assert "given up for dead" in caplog.text
+            assert [each.type for each in await log.read()] == ["message"] * 4
+
+    async def test_one_that_another_has_overtaken_begins_after_that(self) -> None:
+        class Slow(MemoryLog):
+            seconds = 0.0
+
+            async def _end(self) -> int:
+                seconds, self.seconds = self.seconds, 0.0
+                await asyncio.sleep(seconds)
+                return await super()._end()
+
+        log = Slow(clock=loop_clock)
+        async with LogStream(log) as one, LogStream(log) as other:
+            log.seconds = 100.0
+            beginning = asyncio.create_task(one.run("answer", speak()))
+            await asyncio.sleep(1)
+            first = await other.run("answer", speak())
+            assert await first.wait() == RunStatus(first.id, "completed")
+            second = await beginning
+            assert second.is_new
+            assert await text(aiter(second)) == await text(aiter(first)) == (WORDS, "completed")
 
     @pytest.mark.parametrize("reason", ["what it gave was not taken", "it was given up"])
     async def test_a_source_that_takes_no_notice_is_asked_no_more(self, reason: str) -> None:
@@ -983,17 +1058,20 @@ class TestProcessesThatEnd:
 
         given = 0
 
-        async def stubborn() -> AsyncIterator[int]:
-            nonlocal given
-            while True:
+        class Stubborn:
+            def __aiter__(self) -> "Stubborn":
+                return self
+
+            async def __anext__(self) -> int:
+                nonlocal given
                 with suppress(asyncio.CancelledError):
                     await asyncio.sleep(1)
                 given += 1
-                yield given
+                return given
 
         log = Failing(clock=loop_clock)
         async with LogStream(log) as stream:
-            await stream.run("answer", stubborn())
+            await stream.run("answer", Stubborn())
             await asyncio.sleep(2.5)
             if reason == "it was given up":
                 note = await log._note("run:answer")
@@ -1209,7 +1287,7 @@ class TestProcessesThatEnd:
                 await log.close()
                 log._notes_changed.set_off()
                 await asyncio.sleep(30)
-            assert not one._runs._guards
+            assert not any(place.guards for place in one._runs._places.values())
         await dying.aclose()
 
     def test_an_interrupt_of_the_program_is_one(self) -> None:
@@ -1426,6 +1504,98 @@ def test_beginning_that_was_cancelled_holds_nobody_up() -> None:
                 await run.wait()
 
     run(scenario())
+
+
+class Elsewhere:
+    """An event loop in a thread of its own, which ends as `asyncio.run` ends one."""
+
+    _loop: asyncio.AbstractEventLoop
+    _over: asyncio.Event
+
+    def __enter__(self) -> "Elsewhere":
+        is_there = threading.Event()
+
+        async def serve() -> None:
+            self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+            is_there.set()
+            await self._over.wait()
+
+        self._thread = threading.Thread(target=lambda: asyncio.run(serve()))
+        self._thread.start()
+        assert is_there.wait(PATIENCE)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(PATIENCE)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
+
+
+class TestEventLoops:
+    """Each looks after what goes on in it, since any of them may end."""
+
+    def test_a_run_is_stopped_from_elsewhere_when_the_loop_of_another_has_ended(self) -> None:
+        log = MemoryLog()
+        stream, other = LogStream(log), LogStream(log)
+        with Elsewhere() as there:
+            with Elsewhere() as first:
+                first.run(stream.run("one", for_ever()))
+                there.run(stream.run("two", for_ever()))
+            assert there.run(other.stop("two"))
+            assert [there.run(stream.status(each)).state for each in ("one", "two")] == [  # type: ignore[union-attr]
+                "interrupted",
+                "cancelled",
+            ]
+        asyncio.run(stream.aclose())
+        asyncio.run(other.aclose())
+
+    def test_a_reader_is_told_of_the_end_when_the_loop_of_another_has_ended(self) -> None:
+        log = MemoryLog()
+        stream, dying = LogStream(log), Crash(log, lease=0.3)
+        with Elsewhere() as there:
+            there.run(dying.run("answer", for_ever()))
+            events = stream.attach("answer")
+            with Elsewhere() as first:
+                first.run(stream.attach("answer").__aenter__())
+                there.run(events.__aenter__())
+            there.run(dying.crash())
+            assert there.run(text(events))[1] == "interrupted"
+            there.run(events.__aexit__(None, None, None))
+            there.run(stream.aclose())
+            there.run(dying.aclose())
+
+    def test_a_stream_that_is_closed_waits_for_runs_elsewhere(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path / 'events.db'}"
+        stream = LogStream(url)
+
+        async def last_type() -> str:
+            async with SQLiteLog(tmp_path / "events.db") as log:
+                return (await log.read()).records[-1].type
+
+        with Elsewhere() as there:
+            there.run(stream.run("answer", for_ever()))
+            asyncio.run(stream.aclose())
+            assert asyncio.run(last_type()) == "stream.end"
+
+    def test_but_not_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run_module, "_PATIENCE", 0.1)
+        let_go = asyncio.Event()
+
+        async def hangs() -> AsyncIterator[int]:
+            try:
+                yield 1
+                await asyncio.sleep(10_000)
+            finally:
+                await let_go.wait()
+
+        stream = LogStream(MemoryLog())
+        with Elsewhere() as there:
+            run = there.run(stream.run("answer", hangs()))
+            there.run(anext(aiter(run)))
+            asyncio.run(stream.aclose())
+            there._loop.call_soon_threadsafe(let_go.set)
 
 
 PRODUCER = """

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
@@ -20,6 +20,7 @@ from ..models import Event, create_event
 from ..streams.runner import is_cancellation
 from ..streams.tasks import hold, release
 from ..topics import Exact, Selection, check_topic
+from ..wakeups import Waiters, wait_until, wake_all
 from .base import LATEST, Change, Gap, Log, Note, Reader, Start, as_record, gap_event
 from .lease import Held, Lease, LeaseLost, change_to, is_doubtful, seconds_left
 from .record import Record
@@ -167,12 +168,21 @@ class Runs:
         self.lease = lease
         self.readers = readers
         self.event_of = event_of
-        self._producers: dict[str, _Producer] = {}
-        self._guards: dict[str, asyncio.Task[None]] = {}
-        self._watching: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._is_swept = False
         self.is_closed = False
+        self._producers: dict[str, _Producer] = {}
+        self._places: dict[asyncio.AbstractEventLoop, _Place] = {}
+        self._waiting_for_end: Waiters = []
+
+    def here(self) -> "_Place":
+        """The place of the event loop that runs."""
+        loop = asyncio.get_running_loop()
+        place = self._places.get(loop)
+        if place is None:
+            for other in tuple(self._places):
+                if other.is_closed():
+                    self._places.pop(other, None)
+            place = self._places[loop] = _Place(loop, self._waiting_for_end)
+        return place
 
     # Beginning.
 
@@ -243,8 +253,8 @@ class Runs:
         """Begin a run after the last, which is over, if there was one."""
         id_ = uuid7()
         over = last.value.get("run")
-        if over is not None:  # it is there for as long as it was promised
-            await self.log._change(change_to(Note(f"ran:{over}", dict(last.value))))
+        if "until" in last.value:  # its events are there for as long as was promised
+            await self.log._change(change_to(Note(f"ran:{over}", last.value)))
         after = await self.log._end()
 
         def begin(before: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,8 +274,9 @@ class Runs:
         lease.on_loss = producer.give_up
         if self.is_closed:  # meanwhile
             producer.interrupt()
-        if self._watching is None:
-            self._watching = self._task(self._watch(), "stops")
+        place = self.here()
+        if place.watching is None or place.watching.done():
+            place.watching = place.task(self._watch(place), "stops")
         return Run(self, topic, id_, after, is_new=True)
 
     # What becomes of them.
@@ -351,12 +362,16 @@ class Runs:
             del self._producers[topic]
         if not is_noted:  # its readers have relied on it
             self._guard(topic, producer.id)
-        if not self._producers and self._watching is not None:
-            self._watching.cancel()
-            self._watching = None
+        place = self.here()
+        if place.watching is not None and not self._producers_of(place):
+            place.watching.cancel()
+            place.watching = None
 
-    async def _watch(self) -> None:
-        """Stop those of this process of which others say so."""
+    def _producers_of(self, place: "_Place") -> "list[_Producer]":
+        return [each for each in tuple(self._producers.values()) if each.place is place]
+
+    async def _watch(self, place: "_Place") -> None:
+        """Stop those of an event loop of which others say so."""
         changed = self.log._notes_changed
         while True:
             count = changed.count
@@ -369,7 +384,7 @@ class Runs:
                 await asyncio.sleep(_AGAIN)
                 continue
             names = {note.key.removeprefix("stop:") for note in notes}
-            for producer in tuple(self._producers.values()):
+            for producer in self._producers_of(place):
                 if producer.id in names:
                     producer.stop()
             await changed.wait(count)
@@ -383,25 +398,29 @@ class Runs:
     async def _sweep(self) -> None:
         """Look after those that nobody may be looking after, once."""
         self._check_open()
-        if not self._is_swept:
-            self._is_swept = True
+        place = self.here()
+        if not place.is_swept:
+            place.is_swept = True
             for note in await self.log._notes("run:"):
                 if note.value["state"] == "running":
                     self._guard(note.key.removeprefix("run:"), note.value["run"])
 
     def _guard(self, topic: str, id_: str) -> None:
         """See to it that a run which is over without having said so is told to be."""
-        producer, guard = self._producers.get(topic), self._guards.get(topic)
-        if self.is_closed or (producer is not None and producer.id == id_):
+        place, producer = self.here(), self._producers.get(topic)
+        if self.is_closed or (
+            producer is not None and producer.id == id_ and producer.place is place
+        ):
             return
+        guard = place.guards.get(topic)
         if guard is None or guard.done():  # or cancelled before it began
-            self._guards[topic] = self._task(self._wait_for_its_lease(topic), "guard")
+            place.guards[topic] = place.task(self._wait_for_its_lease(place, topic), "guard")
 
-    async def _wait_for_its_lease(self, topic: str) -> None:
+    async def _wait_for_its_lease(self, place: "_Place", topic: str) -> None:
         try:
             await self._wait_until_over(topic)
         finally:
-            del self._guards[topic]
+            del place.guards[topic]
 
     async def _wait_until_over(self, topic: str) -> None:
         while True:
@@ -446,25 +465,13 @@ class Runs:
                 finally:
                     await lease.abandon()
 
-    def _task(self, work: Any, name: str) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work, name=f"codomyrmex-streaming run {name}")
-        hold(task)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        release(task)
-        self._tasks.discard(task)
-
     async def aclose(self) -> None:
         """End the runs of this process, as interrupted, and look after no others."""
         self.is_closed = True
-        producers = tuple(self._producers.values())
-        for producer in producers:
+        for producer in tuple(self._producers.values()):
             producer.interrupt()
-        for guard in self._guards.values():
-            guard.cancel()
+        for place in tuple(self._places.values()):
+            place.look_away()
         try:
             await self._wait_for_tasks()
         except asyncio.CancelledError:
@@ -475,9 +482,67 @@ class Runs:
             raise
 
     async def _wait_for_tasks(self) -> None:
-        here = asyncio.get_running_loop()
-        while tasks := [task for task in self._tasks if task.get_loop() is here]:
-            await asyncio.wait(tasks)
+        here = self.here()
+        while here.tasks:
+            await asyncio.wait(tuple(here.tasks))
+        if self._are_over():
+            return
+        # Those of other event loops say how they ended; unless their loop hangs, or ends.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while not self._are_over():
+                    await wait_until(self._waiting_for_end, self._are_over)
+
+    def _are_over(self) -> bool:
+        return not any(place.goes_on for place in tuple(self._places.values()))
+
+
+class _Place:
+    """What goes on in one event loop: it ends with that, and nobody elsewhere relies on it.
+
+    Args:
+        loop: the event loop, in whose thread this is used.
+        waiting_for_end: who is woken when a task has ended.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, waiting_for_end: Waiters) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.guards: dict[str, asyncio.Task[None]] = {}
+        self.watching: asyncio.Task[None] | None = None
+        self.is_swept = False
+        self._loop = loop
+        self._waiting_for_end = waiting_for_end
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether any of its tasks may still do something. In any thread."""
+        return bool(self.tasks) and self._loop.is_running()
+
+    def task(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """Do something, for as long as the loop runs."""
+        task = self._loop.create_task(work, name=f"codomyrmex-streaming run {name}")
+        hold(task)
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        release(task)
+        self.tasks.discard(task)
+        wake_all(self._waiting_for_end)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call something in its loop, if that has not ended. From any thread."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function)
+
+    def look_away(self) -> None:
+        """Look after nothing any more. From any thread."""
+        self.call(self._cancel_guards)
+
+    def _cancel_guards(self) -> None:
+        for guard in self.guards.values():
+            guard.cancel()
 
 
 class _NotOver(StreamingError):
@@ -515,10 +580,10 @@ class _Producer:
         self._is_taking = False
         # Or somebody else cancels its tasks; either way it has its last word, and waits no more.
         self._loop_ends = False
-        self._loop = asyncio.get_running_loop()
-        self._taking = runs._task(self._take(), f"{self.id}: its source")
+        self.place = runs.here()
+        self._taking = self.place.task(self._take(), f"{self.id}: its source")
         self._taking.add_done_callback(lambda _: self._news.set())
-        runs._task(self._run(), self.id)
+        self.place.task(self._run(), self.id)
 
     # How it ends, other than by itself.
 
@@ -533,8 +598,7 @@ class _Producer:
     def _end_as(self, state: _State) -> None:
         if self._ends_as is None:
             self._ends_as = state
-            with suppress(RuntimeError):  # its loop is closed
-                self._loop.call_soon_threadsafe(self._cancel)
+            self.place.call(self._cancel)
 
     def give_up(self) -> None:
         """It was given up for dead: end it, and say nothing."""
@@ -546,14 +610,13 @@ class _Producer:
         self._cancel()
 
     def _cancel(self) -> None:
-        if self._is_taking:  # before that, it looks; and the source is to be closed
+        if self._is_taking:  # before that, it looks; and after that, the source is being closed
             self._taking.cancel()
 
     # Taking.
 
     async def _take(self) -> None:
         """Take from the source until it ends, or the run does; then close it."""
-        self._is_taking = True
         try:
             if self._ends_as is None and self._failure is None:
                 await self._take_all(self._opened())
@@ -580,34 +643,38 @@ class _Producer:
     async def _take_all(self, source: Any) -> None:
         count = 0
         items: Any = source
+        self._is_taking = True
         try:
             items = aiter(source)
             async for item in items:
-                if self._failure is not None:  # nothing is appended any more
-                    break
-                if isinstance(item, Event) and item.type == END and item.is_control:
-                    continue  # another run's, which readers would take for the end of this one
-                record = self._record_of(item)
-                self._pending.append(record)
-                self._pending_bytes += record.size
-                self._news.set()
+                if self._failure is None:  # otherwise nothing is appended any more
+                    self._add(item)
                 while (
                     len(self._pending) >= _MOST_PENDING
                     or self._pending_bytes >= _MOST_PENDING_BYTES
                 ):
                     self._room.clear()
                     await self._room.wait()
-                if self._ends_as is not None:  # and it has taken no notice
-                    break
+                if self._ends_as is not None or self._failure is not None:
+                    break  # it has taken no notice
                 count += 1
                 if count % _TURN == 0:
                     await asyncio.sleep(0)
         finally:
+            self._is_taking = False
             try:
                 await _close(items)
             finally:
                 if items is not source:
                     await _close(source)
+
+    def _add(self, item: Any) -> None:
+        if isinstance(item, Event) and item.type == END and item.is_control:
+            return  # another run's, which readers would take for the end of this one
+        record = self._record_of(item)
+        self._pending.append(record)
+        self._pending_bytes += record.size
+        self._news.set()
 
     # Appending, and saying how it ended.
 
@@ -667,7 +734,8 @@ class _Producer:
         False: others have to find out.
         """
         patience, pause = self._runs.lease, 0.0
-        until = self._loop.time() + patience
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience
         while not self._lease.lost:
             try:
                 await asyncio.sleep(pause)
@@ -679,7 +747,7 @@ class _Producer:
                     raise
                 self._loop_ends, pause = True, 0.0
             except Exception as failure:
-                is_last = self._runs.is_closed or self._loop_ends or self._loop.time() >= until
+                is_last = self._runs.is_closed or self._loop_ends or loop.time() >= until
                 if is_last or isinstance(failure, StreamClosed):
                     _logger.exception("the end of run %s could not be recorded", self.id)
                     return False
