@@ -90,7 +90,7 @@ class TestHolding:
             assert (await log._note("lease")).revision == 0
             await (await take(log)).let_go(lasts=60.0)
             await asyncio.sleep(59)
-            assert (await log._note("lease")).value == {"number": 1}
+            assert (await log._note("lease")).value["number"] == 1
             await asyncio.sleep(1)
             assert (await log._note("lease")).revision == 0
 
@@ -314,6 +314,44 @@ class TestCancelling:
             await asyncio.wait([leaving])
             assert leaving.cancelled()
             assert seconds_left(await log._note("lease"), log._now()) == 0
+
+    async def test_of_who_takes_it_leaves_the_note_as_it_was(self) -> None:
+        class Log(MemoryLog):
+            seconds = 0.0
+
+            async def _change(self, change: Change) -> Note | None:
+                changed = await super()._change(change)
+                await asyncio.sleep(self.seconds)
+                return changed
+
+        log = Log(Retention(count=1), clock=LoopClock())
+
+        async def take_and_be_cancelled() -> None:
+            log.seconds = 1.0
+            taking = asyncio.create_task(take(log))
+            await asyncio.sleep(0.5)
+            taking.cancel()
+            await asyncio.wait([taking])
+            assert taking.cancelled()
+            log.seconds = 0.0
+
+        lease = await take(log, lasts=60.0, keep=("kept", 0))
+        await log.append(events("kept/1", "x/1", "x/2"))
+        await kill(lease)
+        await asyncio.sleep(DURATION)
+        await take_and_be_cancelled()
+        lease = await take(log, lasts=60.0, keep=("kept", 0))
+        assert lease.was_held
+        await lease.let_go(lasts=60.0)
+        await take_and_be_cancelled()
+        await asyncio.sleep(57)
+        await log.trim()
+        assert await read_all(log, topics="kept") == ["kept/1"]
+        assert (await log._note("lease")).value["number"] == 2
+        await asyncio.sleep(1)
+        await log.trim()
+        assert await read_all(log, topics="kept") == []
+        assert (await log._note("lease")).revision == 0
 
     async def test_of_all_tasks_leaves_it_to_end_by_itself(self) -> None:
         """As a loop does that ends."""

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
@@ -39,6 +41,8 @@ from codomyrmex.events.streaming.topics import Selection
 from tests.conformance.test_logs import events, read_all
 
 PATIENCE = 30.0  # seconds of real time for what must happen soon
+
+T = TypeVar("T")
 
 WORDS = ["nothing", "is", "lost", "in", "silence"]
 
@@ -156,6 +160,34 @@ class TestReaders:
             assert await stream.status("answer") is None
             assert not await stream.stop("answer")
 
+    async def test_that_wait_for_a_while_only_lose_nothing(self) -> None:
+        async with LogStream(new_log()) as stream:
+            await stream.run("answer", speak())
+            found: list[Any] = []
+            async with stream.attach("answer") as events:
+                while len(found) < len(WORDS):
+                    with suppress(TimeoutError):
+                        found.append((await asyncio.wait_for(anext(events), 0.3)).data)
+                assert found == WORDS
+                assert (await anext(events)).type == "stream.end"
+                with pytest.raises(StopAsyncIteration):
+                    await anext(events)
+
+    async def test_and_who_waits_are_told_that_the_stream_is_closed(self) -> None:
+        log = new_log()
+        async with LogStream(log) as other:
+            run = await other.run("answer", for_ever())
+            stream = LogStream(log)
+            joined = await stream.run("answer", speak())
+            waiting = asyncio.create_task(joined.wait())
+            await asyncio.sleep(0.5)
+            async with stream.attach("answer", LATEST) as events:
+                await stream.aclose()
+                assert [event async for event in events] == []
+            with pytest.raises(StreamClosed):
+                await waiting
+            assert not (await run._runs.status("answer")).is_over  # type: ignore[union-attr]
+
     async def test_attach_is_entered_once_and_is_a_context_manager(self) -> None:
         async with LogStream(new_log()) as stream:
             await stream.run("answer", speak())
@@ -248,6 +280,26 @@ class TestSources:
             assert await stream.status("answer") == await run.wait()
             assert "Traceback" in caplog.text
 
+    async def test_may_raise_whatever_they_like(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        async def source(error: Exception) -> AsyncIterator[str]:
+            yield "some"
+            raise error
+
+        async with LogStream(new_log()) as stream:
+            for error, said in [
+                (FileNotFoundError("\udcff"), "FileNotFoundError: \\udcff"),
+                (Mute(), "Mute"),
+                (ValueError("x" * 2_000_000), f"ValueError: {'x' * 987}…"),
+            ]:
+                run = await stream.run("answer", source(error))
+                async with asyncio.timeout(1):
+                    assert await run.wait() == RunStatus(run.id, "failed", said)
+            assert all(record.size < 2000 for record in await stream.log.read())
+
     @pytest.mark.parametrize("value", [float("nan"), object()])
     async def test_that_give_what_is_not_json_end_it_as_failed(self, value: Any) -> None:
         async def source() -> AsyncIterator[Any]:
@@ -287,6 +339,76 @@ class TestSources:
             run = await stream.run("answer", Source())
             assert (await run.wait()).state == "completed"
         assert "could not be closed" in caplog.text
+
+    async def test_are_closed_where_they_are_iterated_and_where_they_were_made(self) -> None:
+        closed: list[str] = []
+
+        class Source:
+            async def __aiter__(self) -> AsyncGenerator[Any, None]:
+                try:
+                    yield object()  # which is no JSON
+                finally:
+                    closed.append("what it gives")
+
+            async def aclose(self) -> None:
+                closed.append("the source")
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", Source())
+            assert (await run.wait()).state == "failed"
+            assert closed == ["what it gives", "the source"]
+
+    async def test_that_meet_with_a_cancellation_which_is_not_theirs_fail(self) -> None:
+        async def source() -> AsyncIterator[str]:
+            yield "some"
+            asking = asyncio.create_task(asyncio.sleep(1000))
+            asyncio.get_running_loop().call_later(1, asking.cancel)
+            await asking
+
+        async def closed_badly() -> AsyncIterator[str]:
+            try:
+                yield "some"
+                await asyncio.sleep(1000)
+            finally:
+                raise asyncio.CancelledError
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", source())
+            assert await run.wait() == RunStatus(run.id, "failed", "CancelledError: ")
+            assert await text(aiter(run)) == (["some"], "failed")
+            run = await stream.run("another", closed_badly())
+            await asyncio.sleep(1)
+            assert await run.stop()
+            assert (await run.wait()).state == "cancelled"
+
+    @pytest.mark.parametrize("reason", ["cancelled", "the stream is closed"])
+    async def test_of_a_run_that_could_not_begin_are_closed(self, reason: str) -> None:
+        closed = False
+
+        async def source() -> AsyncIterator[int]:
+            nonlocal closed
+            try:
+                yield 1
+            finally:
+                closed = True
+
+        given = source()
+        await anext(given)
+        log = SlowNotes(clock=loop_clock)
+        async with LogStream(log) as stream:
+            log.seconds = 1
+            if reason == "the stream is closed":
+                await stream.aclose()
+                with pytest.raises(StreamClosed):
+                    await stream.run("answer", given)
+            else:
+                beginning = asyncio.create_task(stream.run("answer", given))
+                await asyncio.sleep(0.5)
+                beginning.cancel()
+                await asyncio.wait([beginning])
+                assert beginning.cancelled()
+                assert await stream.status("answer") is None
+            assert closed
 
     async def test_what_cannot_be_asked_for_is_refused(self) -> None:
         async with LogStream(new_log()) as stream:
@@ -395,6 +517,56 @@ class TestOneAtATime:
             await stream.run("answer", for_ever())
             assert await read(stream, "answer", cursor) == (WORDS[1:], "completed")
 
+    async def test_each_gives_its_own_events_and_stops_no_other(self) -> None:
+        async with LogStream(new_log()) as stream:
+            first = await stream.run("answer", speak())
+            joined = await stream.run("answer", speak())
+            await first.wait()
+            second = await stream.run("answer", for_ever())
+            await asyncio.sleep(2.5)
+            async with first.events() as events:
+                cursors = [event.id async for event in events]
+            for run in (first, joined):
+                assert await text(aiter(run)) == (WORDS, "completed")
+                assert await run.wait() == RunStatus(first.id, "completed")
+                async with asyncio.timeout(1):
+                    assert not await run.stop()
+            assert await second.stop()
+            assert await text(aiter(second)) == ([0, 1, 2], "cancelled")
+            # Whoever comes with a cursor of the first goes on there.
+            for after, found in [(None, WORDS), (cursors[1], WORDS[2:]), (cursors[-1], [])]:
+                async with first.events(after) as events:
+                    assert await text(events) == (found, "completed")
+            for after in (*cursors, None):
+                async with second.events(after) as events:
+                    assert await text(events) == ([0, 1, 2], "cancelled")
+
+    async def test_the_end_of_another_is_not_its_end(self) -> None:
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", speak())
+            forged = {"control": True, "topic": "answer"}
+            for data in ({"run": "x", "state": "failed", "error": None}, "no"):
+                await stream.publish(Event(type="stream.end", data=data, metadata=forged))
+            assert await text(aiter(run)) == (WORDS, "completed")
+            assert await read(stream, "answer") == (WORDS, "completed")
+
+    async def test_one_whose_end_has_gone_is_not_known_any_more(self) -> None:
+        log = new_log(retention=Retention(count=1))
+        async with LogStream(log) as stream:
+            first = await stream.run("answer", speak(), ttl=10)
+            async with first.events() as events:
+                await anext(events)
+                await first.wait()
+                await asyncio.sleep(20)
+                await log.append(events_of_others())
+                second = await stream.run("answer", for_ever())
+                assert (await anext(events)).type == "stream.gap"
+                with pytest.raises(UnknownRun):
+                    await anext(events)
+            with pytest.raises(UnknownRun):
+                await text(aiter(first))
+            await second.stop()
+
     async def test_those_of_different_topics_do_not_know_each_other(self) -> None:
         async with LogStream(new_log()) as stream:
             runs = [await stream.run(f"answers.{n}", speak(0.1 * (n + 1))) for n in range(20)]
@@ -430,6 +602,50 @@ class TestStopping:
             assert closed
             assert await text(aiter(run)) == (["some"], "cancelled")
             assert not await run.stop()
+            assert (await run.wait()).state == "cancelled"
+
+    async def test_comes_too_late_for_what_its_source_has_given(self) -> None:
+        class Slow(MemoryLog):
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
+                await asyncio.sleep(1)
+                return await super()._append(drafts, guard)
+
+        async def source() -> AsyncIterator[int]:
+            for number in range(200):
+                yield number
+
+        async with LogStream(Slow(clock=loop_clock)) as stream:
+            run = await stream.run("rows", source())
+            await asyncio.sleep(0.5)
+            assert await run.stop()
+            await asyncio.sleep(10)
+            ids = await read_all(stream.log, topics="rows", limit=1000)
+            assert ids[-1] == f"{run.id}.end"
+            assert len(ids) == 201
+            assert await text(aiter(run)) == (list(range(200)), "completed")
+
+    async def test_does_not_disturb_a_source_that_is_being_closed(self) -> None:
+        closed = False
+
+        class Source:
+            def __aiter__(self) -> "Source":
+                return self
+
+            async def __anext__(self) -> int:
+                raise StopAsyncIteration
+
+            async def aclose(self) -> None:
+                nonlocal closed
+                await asyncio.sleep(1)
+                closed = True
+
+        async with LogStream(new_log()) as stream:
+            run = await stream.run("answer", Source())
+            await asyncio.sleep(0.5)
+            assert await run.stop()
+            assert closed
             assert (await run.wait()).state == "cancelled"
 
     async def test_before_it_began_closes_its_source(self) -> None:
@@ -489,6 +705,17 @@ class TestStopping:
         asyncio.run(begin())
         assert asyncio.run(look()) == ([0], "interrupted")
 
+    async def test_also_those_that_are_about_to_begin(self) -> None:
+        log = SlowNotes(clock=loop_clock)
+        stream = LogStream(log)
+        log.seconds = 1
+        beginning = asyncio.create_task(stream.run("answer", for_ever()))
+        await asyncio.sleep(0.5)
+        await stream.aclose()
+        run = await beginning
+        await asyncio.sleep(2)
+        assert await stream.status("answer") == RunStatus(run.id, "interrupted")
+
     async def test_waiting_ends_when_the_log_is_closed(self) -> None:
         async with LogStream(new_log()) as stream:
             run = await stream.run("answer", for_ever())
@@ -499,6 +726,35 @@ class TestStopping:
                 await waiting
 
 
+class SlowNotes(MemoryLog):
+    """A log that takes its time to say that a note was changed."""
+
+    seconds = 0.0
+
+    async def _change(self, change: Change) -> Note | None:
+        changed = await super()._change(change)
+        await asyncio.sleep(self.seconds)
+        return changed
+
+
+class Full(MemoryLog):
+    """A log that has no room at times."""
+
+    has_no_room_for: str | None = None
+    seconds = 0.0
+
+    async def _append(self, drafts: list[Record], guard: Note | None = None) -> list[Record]:
+        await asyncio.sleep(self.seconds)
+        if self.has_no_room_for == "an event":
+            raise LogFull("events.db")
+        return await super()._append(drafts, guard)
+
+    async def _change(self, change: Change) -> Note | None:
+        if self.has_no_room_for == "a note":
+            raise LogFull("events.db")
+        return await super()._change(change)
+
+
 def events_of_others() -> list[Event]:
     return events(*(f"busy/{number}" for number in range(20)))
 
@@ -507,6 +763,7 @@ class Crash(LogStream):
     """A stream whose process is killed, as far as its log can tell."""
 
     async def crash(self) -> None:
+        self._runs.is_closed = True  # it looks after nothing any more
         for producer in tuple(self._runs._producers.values()):
             await producer._lease.abandon()
             producer._lease.lost = True
@@ -559,9 +816,9 @@ class TestProcessesThatEnd:
         async with LogStream(log) as stream:
             run = await stream.run("answer", speak(), once=once)
             assert run.is_new is not once
-            assert (await Run(stream._runs, "answer", first.id, is_new=False).wait()) == RunStatus(
-                first.id, "interrupted"
-            )
+            assert (
+                await Run(stream._runs, "answer", first.id, 0, is_new=False).wait()
+            ) == RunStatus(first.id, "interrupted")
         await dying.aclose()
 
     async def test_those_left_behind_are_found_by_the_next_process(self) -> None:
@@ -630,30 +887,207 @@ class TestProcessesThatEnd:
             await asyncio.sleep(6)
             assert not stream._runs._producers
 
-    async def test_a_full_disk_ends_it_and_leaves_the_rest_to_others(
+    async def test_a_full_disk_ends_it_and_that_is_said_when_there_is_room(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        class Full(MemoryLog):
-            is_full = False
+        log = Full(clock=loop_clock)
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", for_ever())
+            reading = asyncio.create_task(read(stream, "answer"))
+            waiting = asyncio.create_task(run.wait())
+            await asyncio.sleep(2.5)
+            log.has_no_room_for = "an event"
+            await asyncio.sleep(7)
+            assert "could not be recorded; it is tried again" in caplog.text
+            log.has_no_room_for = None
+            async with asyncio.timeout(2):
+                assert await reading == ([0, 1, 2], "failed")
+                error = f"LogFull: {LogFull('events.db')}"
+                assert await waiting == RunStatus(run.id, "failed", error)
+
+    async def test_one_that_ended_and_could_not_be_noted_is_in_nobodys_way(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = Full(clock=loop_clock)
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak(), ttl=100)
+            await asyncio.sleep(4.5)
+            log.has_no_room_for = "a note"
+            assert await run.wait() == RunStatus(run.id, "completed")
+            await asyncio.sleep(1)
+            assert "could not be noted" in caplog.text
+            log.has_no_room_for = None
+            await asyncio.sleep(16)
+            assert await stream.status("answer") == RunStatus(run.id, "completed")
+            await asyncio.sleep(101)
+            assert await stream.status("answer") is None
+
+    async def test_one_that_is_full_for_too_long_leaves_the_rest_to_others(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = Full(clock=loop_clock)
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", for_ever())
+            reading = asyncio.create_task(read(stream, "answer"))
+            waiting = asyncio.create_task(run.wait())
+            await asyncio.sleep(2.5)
+            log.has_no_room_for = "an event"
+            await asyncio.sleep(100)
+            assert f"the end of run {run.id} could not be recorded\n" in caplog.text
+            log.has_no_room_for = None
+            async with asyncio.timeout(16):
+                assert await reading == ([0, 1, 2], "interrupted")
+                assert await waiting == RunStatus(run.id, "interrupted")
+
+    async def test_a_full_disk_does_not_keep_a_stream_from_closing(self) -> None:
+        log = Full(clock=loop_clock)
+        stream = LogStream(log)
+        await stream.run("answer", for_ever())
+        await asyncio.sleep(2.5)
+        log.has_no_room_for = "an event"
+        async with asyncio.timeout(2):
+            await stream.aclose()
+        log.has_no_room_for = None
+        async with LogStream(log) as other:
+            assert await read(other, "answer") == ([0, 1, 2], "interrupted")
+
+    @pytest.mark.parametrize("seconds", [0.1, 0.4])
+    def test_the_end_of_an_event_loop_leaves_it_the_last_word(self, seconds: float) -> None:
+        """While it appends, and while it says how it ended."""
+
+        async def begin() -> None:
+            await LogStream(log).run("answer", speak(0))
+            await asyncio.sleep(seconds)
+
+        async def look() -> Any:
+            async with LogStream(log) as stream:
+                return await read(stream, "answer")
+
+        log = Full()
+        log.seconds = 0.15  # for one word, for the others, and for the end
+        asyncio.run(begin())
+        log.seconds = 0.0
+        assert asyncio.run(look()) == (WORDS, "completed")
+
+    def test_and_does_not_wait_for_a_disk_that_is_full(self) -> None:
+        async def begin() -> None:
+            await LogStream(log, lease=1000).run("answer", speak(0))
+            await asyncio.sleep(0.1)
+
+        log = Full()
+        log.has_no_room_for = "an event"
+        before = time.monotonic()
+        asyncio.run(begin())
+        assert time.monotonic() - before < PATIENCE
+
+    @pytest.mark.parametrize("what", ["the log", "the source"])
+    async def test_who_cancels_all_tasks_again_and_again_need_not_wait(self, what: str) -> None:
+        class Source:
+            def __aiter__(self) -> "Source":
+                return self
+
+            async def __anext__(self) -> int:
+                await asyncio.sleep(1)
+                return 1
+
+            async def aclose(self) -> None:
+                if what == "the source":
+                    await asyncio.sleep(1000)
+
+        log = Full(clock=loop_clock)
+        stream = LogStream(log)
+        await stream.run("answer", Source())
+        await asyncio.sleep(0.5)
+        if what == "the log":
+            log.seconds = 1000
+        others: set[asyncio.Task[Any]] = set()
+        for _ in range(4):
+            others = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.sleep(0.1)
+        assert all(task.done() for task in others)
+
+    async def test_one_that_ends_after_it_was_given_up_says_nothing(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = new_log()
+        async with LogStream(log) as stream:
+            await stream.run("answer", speak(0.5))
+            await asyncio.sleep(2.3)
+            note = await log._note("run:answer")
+            await log._change(Change(Note(note.key, {}, note.revision)))
+            (producer,) = stream._runs._producers.values()
+            producer.stop()
+            await asyncio.sleep(1)
+            assert "given up for dead" in caplog.text
+            assert [each.type for each in await log.read()] == ["message"] * 4
+
+    async def test_one_that_another_has_overtaken_begins_after_that(self) -> None:
+        class Slow(MemoryLog):
+            seconds = 0.0
+
+            async def _end(self) -> int:
+                seconds, self.seconds = self.seconds, 0.0
+                await asyncio.sleep(seconds)
+                return await super()._end()
+
+        log = Slow(clock=loop_clock)
+        async with LogStream(log) as one, LogStream(log) as other:
+            log.seconds = 100.0
+            beginning = asyncio.create_task(one.run("answer", speak()))
+            await asyncio.sleep(1)
+            first = await other.run("answer", speak())
+            assert await first.wait() == RunStatus(first.id, "completed")
+            second = await beginning
+            assert second.is_new
+            assert await text(aiter(second)) == await text(aiter(first)) == (WORDS, "completed")
+
+    @pytest.mark.parametrize("reason", ["what it gave was not taken", "it was given up"])
+    async def test_a_source_that_takes_no_notice_is_asked_no_more(self, reason: str) -> None:
+        class Failing(MemoryLog):
+            fails = False
 
             async def _append(
                 self, drafts: list[Record], guard: Note | None = None
             ) -> list[Record]:
-                if self.is_full:
+                if self.fails:
+                    self.fails = False
                     raise LogFull("events.db")
                 return await super()._append(drafts, guard)
 
-        log = Full(clock=loop_clock)
+        given = 0
+
+        class Stubborn:
+            def __aiter__(self) -> "Stubborn":
+                return self
+
+            async def __anext__(self) -> int:
+                nonlocal given
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1)
+                given += 1
+                return given
+
+        log = Failing(clock=loop_clock)
         async with LogStream(log) as stream:
-            run = await stream.run("answer", for_ever())
+            await stream.run("answer", Stubborn())
             await asyncio.sleep(2.5)
-            log.is_full = True
+            if reason == "it was given up":
+                note = await log._note("run:answer")
+                await log._change(Change(Note(note.key, {}, note.revision)))
+            else:
+                log.fails = True
             await asyncio.sleep(1)
-            assert "could not be recorded" in caplog.text
-            log.is_full = False
-            reading = asyncio.create_task(read(stream, "answer"))
-            assert await reading == ([0, 1, 2], "interrupted")
-            assert (await run.wait()).state == "interrupted"
+            before = given
+            await asyncio.sleep(60)
+            assert given <= before + 1
+            stored = [each.event().data for each in await log.read(topics="answer")]
+            if reason == "it was given up":
+                assert stored == [1, 2]
+            else:
+                assert stored[:-1] == [1, 2]
+                assert stored[-1]["state"] == "failed"
 
     async def test_so_does_one_that_begins_another(self) -> None:
         log = new_log()
@@ -671,6 +1105,42 @@ class TestProcessesThatEnd:
                 f"{first.id}.end",
                 f"{second.id}.end",
             ]
+
+    async def test_one_without_a_time_to_live_is_found_too(self) -> None:
+        log = new_log()
+        dying = Crash(log)
+        await dying.run("answer", for_ever(), ttl=0)
+        async with LogStream(log) as other:
+            reading = asyncio.create_task(read(other, "answer"))
+            await asyncio.sleep(2.5)
+            await dying.crash()
+            assert await reading == ([0, 1, 2], "interrupted")
+            await asyncio.sleep(1)
+            assert await other.status("answer") is None
+        await dying.aclose()
+
+    async def test_who_looks_after_one_is_not_put_off_by_an_error(self) -> None:
+        class Failing(MemoryLog):
+            fails = 0
+
+            async def _append(
+                self, drafts: list[Record], guard: Note | None = None
+            ) -> list[Record]:
+                if self.fails:
+                    self.fails -= 1
+                    raise OSError("on purpose")
+                return await super()._append(drafts, guard)
+
+        log = Failing(clock=loop_clock)
+        dying = Crash(log)
+        await dying.run("answer", for_ever())
+        async with LogStream(log) as other:
+            reading = asyncio.create_task(read(other, "answer"))
+            await asyncio.sleep(2.5)
+            await dying.crash()
+            log.fails = 1
+            assert await reading == ([0, 1, 2], "interrupted")
+        await dying.aclose()
 
     async def test_two_who_find_it_tell_it_once(self) -> None:
         class Slow(MemoryLog):
@@ -817,7 +1287,7 @@ class TestProcessesThatEnd:
                 await log.close()
                 log._notes_changed.set_off()
                 await asyncio.sleep(30)
-            assert not one._runs._guards
+            assert not any(place.guards for place in one._runs._places.values())
         await dying.aclose()
 
     def test_an_interrupt_of_the_program_is_one(self) -> None:
@@ -891,6 +1361,60 @@ class TestRetention:
                 await read(stream, "answer")
             with pytest.raises(UnknownRun):
                 await run.wait()
+
+    async def test_spares_it_though_others_have_begun(self) -> None:
+        log = new_log(retention=Retention(count=1))
+        async with LogStream(log) as stream:
+            runs = [await stream.run("answer", speak(), ttl=100)]
+            for _ in range(2):
+                await runs[-1].wait()
+                await asyncio.sleep(45)
+                runs.append(await stream.run("answer", speak(), ttl=100))
+            await log.append(events_of_others())
+            await asyncio.sleep(3)
+            for run in runs:
+                assert await text(aiter(run)) == (WORDS, "completed")
+            await asyncio.sleep(5)  # 103 seconds after the end of the first
+            await log.append(events_of_others())
+            with pytest.raises(UnknownRun):
+                await text(aiter(runs[0]))
+            for run in runs[1:]:
+                assert await text(aiter(run)) == (WORDS, "completed")
+            await asyncio.sleep(200)
+            await log.append(events_of_others())
+            assert await read_all(log, topics="answer") == []
+
+    async def test_spares_it_though_another_was_about_to_begin(self) -> None:
+        log = SlowNotes(clock=loop_clock, retention=Retention(count=1))
+        async with LogStream(log) as stream:
+            run = await stream.run("answer", speak(), ttl=100)
+            await run.wait()
+            log.seconds = 1
+            beginning = asyncio.create_task(stream.run("answer", speak()))
+            await asyncio.sleep(0.5)
+            beginning.cancel()
+            await asyncio.wait([beginning])
+            assert beginning.cancelled()
+            log.seconds = 0
+            await log.append(events_of_others())
+            assert await read(stream, "answer") == (WORDS, "completed")
+            await asyncio.sleep(100)
+            assert await stream.status("answer") is None
+
+    async def test_spares_it_though_who_found_it_interrupted_could_not_say_so(self) -> None:
+        log = SlowNotes(clock=loop_clock, retention=Retention(count=1))
+        dying = Crash(log)
+        await dying.run("answer", for_ever(), ttl=100)
+        await asyncio.sleep(2.5)
+        await dying.crash()
+        async with LogStream(log) as finder, finder.attach("answer"):
+            log.seconds = 4
+            await asyncio.sleep(15)  # its lease is over, and is being taken
+        log.seconds = 0
+        await log.append(events_of_others())
+        async with LogStream(log) as other:
+            assert await read(other, "answer") == ([0, 1, 2], "interrupted")
+        await dying.aclose()
 
     async def test_forgets_what_stopped_runs_leave_behind(self) -> None:
         log = new_log()
@@ -980,6 +1504,98 @@ def test_beginning_that_was_cancelled_holds_nobody_up() -> None:
                 await run.wait()
 
     run(scenario())
+
+
+class Elsewhere:
+    """An event loop in a thread of its own, which ends as `asyncio.run` ends one."""
+
+    _loop: asyncio.AbstractEventLoop
+    _over: asyncio.Event
+
+    def __enter__(self) -> "Elsewhere":
+        is_there = threading.Event()
+
+        async def serve() -> None:
+            self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+            is_there.set()
+            await self._over.wait()
+
+        self._thread = threading.Thread(target=lambda: asyncio.run(serve()))
+        self._thread.start()
+        assert is_there.wait(PATIENCE)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(PATIENCE)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
+
+
+class TestEventLoops:
+    """Each looks after what goes on in it, since any of them may end."""
+
+    def test_a_run_is_stopped_from_elsewhere_when_the_loop_of_another_has_ended(self) -> None:
+        log = MemoryLog()
+        stream, other = LogStream(log), LogStream(log)
+        with Elsewhere() as there:
+            with Elsewhere() as first:
+                first.run(stream.run("one", for_ever()))
+                there.run(stream.run("two", for_ever()))
+            assert there.run(other.stop("two"))
+            assert [there.run(stream.status(each)).state for each in ("one", "two")] == [  # type: ignore[union-attr]
+                "interrupted",
+                "cancelled",
+            ]
+        asyncio.run(stream.aclose())
+        asyncio.run(other.aclose())
+
+    def test_a_reader_is_told_of_the_end_when_the_loop_of_another_has_ended(self) -> None:
+        log = MemoryLog()
+        stream, dying = LogStream(log), Crash(log, lease=0.3)
+        with Elsewhere() as there:
+            there.run(dying.run("answer", for_ever()))
+            events = stream.attach("answer")
+            with Elsewhere() as first:
+                first.run(stream.attach("answer").__aenter__())
+                there.run(events.__aenter__())
+            there.run(dying.crash())
+            assert there.run(text(events))[1] == "interrupted"
+            there.run(events.__aexit__(None, None, None))
+            there.run(stream.aclose())
+            there.run(dying.aclose())
+
+    def test_a_stream_that_is_closed_waits_for_runs_elsewhere(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path / 'events.db'}"
+        stream = LogStream(url)
+
+        async def last_type() -> str:
+            async with SQLiteLog(tmp_path / "events.db") as log:
+                return (await log.read()).records[-1].type
+
+        with Elsewhere() as there:
+            there.run(stream.run("answer", for_ever()))
+            asyncio.run(stream.aclose())
+            assert asyncio.run(last_type()) == "stream.end"
+
+    def test_but_not_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run_module, "_PATIENCE", 0.1)
+        let_go = asyncio.Event()
+
+        async def hangs() -> AsyncIterator[int]:
+            try:
+                yield 1
+                await asyncio.sleep(10_000)
+            finally:
+                await let_go.wait()
+
+        stream = LogStream(MemoryLog())
+        with Elsewhere() as there:
+            run = there.run(stream.run("answer", hangs()))
+            there.run(anext(aiter(run)))
+            asyncio.run(stream.aclose())
+            there._loop.call_soon_threadsafe(let_go.set)
 
 
 PRODUCER = """

@@ -286,6 +286,20 @@ class TestClosing:
             assert (got.got, stream.statistics().dropped) == ([], 1)
             assert await read_all(log) == ["1"]
 
+    async def test_lets_handlers_finish_though_the_log_was_closed_before(self) -> None:
+        log = MemoryLog()
+        stream = LogStream(log)
+        got = Collector(10.0)
+        await stream.subscribe(got)
+        consumer = stream.consumer("c")
+        await consumer.__aenter__()
+        await publish_all(stream, "1")
+        await settle()
+        await log.close()
+        await stream.aclose()
+        assert got.got == ["1"]
+        assert [event async for event in consumer] == []
+
     def test_leaves_nothing_wherever_it_is_cancelled(self) -> None:
         async def scenario() -> None:
             async with LogStream("memory://") as stream:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from ..errors import StreamClosed, StreamingError
@@ -28,7 +29,7 @@ LEASE: Final = 15.0
 _RENEWALS: Final = 3
 """How often it is renewed in that time."""
 
-_OWN: Final = ("holder", "expires", "seconds")
+_OWN: Final = ("holder", "expires", "seconds", "until", "keep")
 """What a lease writes into its note itself."""
 
 _logger = logging.getLogger("codomyrmex.events.streaming")
@@ -56,6 +57,14 @@ def seconds_left(note: Note, now: int) -> float:
     """For how long a lease that is written in a note is still somebody's; 0: it is nobody's."""
     over = note.value.get("expires")
     return 0.0 if over is None else max(0.0, (over - now) / 1_000_000)
+
+
+def change_to(note: Note) -> Change:
+    """What makes a note be what a lease has made it: it stays as long, and keeps as much."""
+    keep = note.value.get("keep")
+    return Change(
+        note, expires=note.value.get("until"), keep=None if keep is None else (keep[0], keep[1])
+    )
 
 
 def is_doubtful(note: Note, now: int) -> bool:
@@ -156,12 +165,9 @@ class Lease:
         return self._is_held
 
     async def _undo(self, before: Note) -> None:
-        """Have the note say what it said before it was taken."""
+        """Have the note say what it said before it was taken, for as long as it would have."""
         self._is_held = False
-        if before.revision:
-            await self._put({k: v for k, v in before.value.items() if k not in _OWN})
-        else:
-            await self._put({}, gone=True)
+        await self._put(before.value, gone=not before.revision)
 
     async def store(self, **state: Any) -> None:
         """Write another state, and renew the lease.
@@ -218,14 +224,15 @@ class Lease:
         self._is_held = False
         await self.abandon()
         async with self._turn:
-            if self.lost:
-                return
-            if gone:
-                await self._put({}, gone=True)
-            elif lasts is None:
-                await self._put(self.state)
-            else:
-                await self._put(self.state, expires=self._in(lasts), keep=self._keep)
+            if not self.lost:
+                await self._put(self.state | self._staying(lasts), gone=gone)
+
+    def _staying(self, seconds: float | None) -> dict[str, Any]:
+        """For how long the note stays and what it keeps meanwhile, as is written into it."""
+        if seconds is None:
+            return {}
+        until = {"until": self._in(seconds)}
+        return until if self._keep is None else {**until, "keep": self._keep}
 
     def _in(self, seconds: float) -> int:
         return self.log._now() + int(seconds * 1_000_000)
@@ -238,17 +245,17 @@ class Lease:
         """Write state and lease. False: somebody else has changed the note."""
         duration = self._duration
         about = {"holder": self._holder, "expires": self._in(duration), "seconds": duration}
-        stays = None if self._lasts is None else self._in(duration + self._lasts)
-        if not await self._put({**state, **about}, expires=stays, keep=self._keep):
+        stays = self._staying(None if self._lasts is None else duration + self._lasts)
+        if not await self._put({**state, **about, **stays}):
             return False
         self.state = state
         return True
 
-    async def _put(self, value: dict[str, Any], **how: Any) -> bool:
+    async def _put(self, value: dict[str, Any], *, gone: bool = False) -> bool:
         """Change the note. False: somebody else has."""
         while True:
-            note = Note(self._key, value, self._note.revision)
-            written = await self.log._change(Change(note, **how))
+            change = change_to(Note(self._key, value, self._note.revision))
+            written = await self.log._change(replace(change, gone=gone))
             if written is not None:
                 self._note = written
                 return True

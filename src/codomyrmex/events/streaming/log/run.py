@@ -8,19 +8,21 @@ id that only one event can have: whoever comes second to say how it ended finds 
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from ..errors import IdConflict, StreamClosed, StreamingError, UnknownRun, shown
 from ..ids import uuid7
 from ..models import Event, create_event
+from ..streams.runner import is_cancellation
 from ..streams.tasks import hold, release
-from ..subscribers import prime
 from ..topics import Exact, Selection, check_topic
-from .base import LATEST, Change, Log, Note, Reader, Start, as_record
-from .lease import Held, Lease, LeaseLost, is_doubtful, seconds_left
+from ..wakeups import Waiters, wait_until, wake_all
+from .base import LATEST, Change, Gap, Log, Note, Reader, Start, as_record, gap_event
+from .lease import Held, Lease, LeaseLost, change_to, is_doubtful, seconds_left
 from .record import Record
 
 __all__ = ["END", "Run", "RunStatus", "Runs", "Source"]
@@ -45,11 +47,21 @@ _PATIENCE: Final = 5.0
 _LONGEST: Final = 10 * 365 * 86_400
 """Seconds that a run can be there to be read after its end."""
 
+_FOUND: Final = 86_400.0
+"""Seconds for which one whose process was killed can at least be found, whatever its time to live:
+that begins when somebody says that it has ended."""
+
+_LONGEST_ERROR: Final = 1000
+"""Characters that are told of what a source has raised."""
+
 _MOST_PENDING_BYTES: Final = 16 << 20
 """Bytes of events that wait to be appended; then the source waits."""
 
 _AGAIN: Final = 5.0
 """Seconds after which what a log has failed to do is tried again."""
+
+_TRIES: Final = 10
+"""How often it is tried to record an end, in the time that a lease runs."""
 
 _STOP_LASTS: Final = 60
 """Seconds for which it is written that a run is to stop."""
@@ -81,7 +93,7 @@ class Run:
     """A run, here or in another process. It goes on whatever becomes of this object.
 
     Iterated over, it gives its events from the first one on, then those that come, and ends with
-    ``stream.end``.
+    ``stream.end``: also once another has begun on its topic.
 
     Attributes:
         id: name of the run.
@@ -89,8 +101,9 @@ class Run:
         is_new: whether it began with the call that returned this, rather than having been joined.
     """
 
-    def __init__(self, runs: "Runs", topic: str, id_: str, *, is_new: bool) -> None:
+    def __init__(self, runs: "Runs", topic: str, id_: str, after: int, *, is_new: bool) -> None:
         self._runs = runs
+        self._after = after  # the position after which it began
         self.id = id_
         self.topic = topic
         self.is_new = is_new
@@ -104,16 +117,34 @@ class Run:
                 yield event
 
     def events(self, after: str | None = None) -> "RunEvents":
-        """Its events, as `LogStream.attach` gives them."""
-        return RunEvents(self._runs, self.topic, after)
+        """Its events, as `LogStream.attach` gives them.
+
+        Args:
+            after: begin after the event with this id; None, or one from before: with its first.
+        """
+        return RunEvents(self._runs, self.topic, after, self)
 
     async def wait(self) -> RunStatus:
         """Wait until it is over, and return how it ended."""
         return await self._runs.wait(self.topic, self.id)
 
     async def stop(self) -> bool:
-        """`LogStream.stop`."""
-        return await self._runs.stop(self.topic)
+        """`LogStream.stop`, of no other that has begun on its topic."""
+        return await self._runs.stop(self.topic, self.id)
+
+
+class _Found(NamedTuple):
+    """What is known of a run.
+
+    Attributes:
+        status: how it is doing.
+        after: the position after which it began.
+        end: the position of its last event; None: it goes on.
+    """
+
+    status: RunStatus
+    after: int
+    end: int | None
 
 
 class Runs:
@@ -122,21 +153,36 @@ class Runs:
     Args:
         log: the log.
         lease: seconds after which a run that is not heard of is over.
-        read: gives the events of a reader, which it closes.
+        readers: those that end when the stream is closed.
+        event_of: gives the event of a record; None: it cannot be decoded.
     """
 
     def __init__(
-        self, log: Log, lease: float, read: Callable[[Reader], AsyncGenerator[Event, None]]
+        self,
+        log: Log,
+        lease: float,
+        readers: set[Reader],
+        event_of: Callable[[Record], Event | None],
     ) -> None:
         self.log = log
         self.lease = lease
-        self.read = read
+        self.readers = readers
+        self.event_of = event_of
+        self.is_closed = False
         self._producers: dict[str, _Producer] = {}
-        self._guards: dict[str, asyncio.Task[None]] = {}
-        self._watching: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._is_swept = False
-        self._closed = False
+        self._places: dict[asyncio.AbstractEventLoop, _Place] = {}
+        self._waiting_for_end: Waiters = []
+
+    def here(self) -> "_Place":
+        """The place of the event loop that runs."""
+        loop = asyncio.get_running_loop()
+        place = self._places.get(loop)
+        if place is None:
+            for other in tuple(self._places):
+                if other.is_closed():
+                    self._places.pop(other, None)
+            place = self._places[loop] = _Place(loop, self._waiting_for_end)
+        return place
 
     # Beginning.
 
@@ -152,32 +198,68 @@ class Runs:
                 "a run's source is an async iterable, or a function that returns one, not"
                 f" {type(source).__name__}"
             )
+
+        def record_of(item: Any) -> Record:
+            event = item if isinstance(item, Event) else create_event(item, event_type)
+            record = Record.of(event, topics=[topic], private=private)
+            return as_record(record, self.log.max_size)
+
+        try:
+            run = await self._begin_or_join(topic, source, record_of, ttl, once)
+        except BaseException:
+            await _close(source)
+            raise
+        if not run.is_new:
+            await _close(source)
+        return run
+
+    async def _begin_or_join(
+        self,
+        topic: str,
+        source: Source,
+        record_of: Callable[[Any], Record],
+        ttl: float,
+        once: bool,
+    ) -> Run:
         await self._sweep()
         changed = self.log._notes_changed
         while True:
             count = changed.count
-            note, status = await self._look(topic)
-            if status is None or (status.is_over and not once):
-                try:
-                    return await self._begin(topic, source, ttl, event_type, private)
-                except Held as held:  # it has said that it is over, and will let go
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(held.seconds):
-                            await changed.wait(count)
-            elif status.is_over or seconds_left(note, self.log._now()):
-                await _close(source)
-                return Run(self, topic, status.id, is_new=False)
+            note, found = await self._look(topic)
+            now = self.log._now()
+            if found is None or (found.status.is_over and not once):
+                wait = 0.0 if is_doubtful(note, now) else seconds_left(note, now)
+                if note.value.get("state") != "running":
+                    try:
+                        return await self._begin(topic, source, record_of, ttl, note)
+                    except Held as held:  # somebody else was quicker
+                        wait = held.seconds
+                # It has said that it is over, and will note it.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await changed.wait(count)
+            elif found.status.is_over or seconds_left(note, now):
+                return Run(self, topic, found.status.id, found.after, is_new=False)
             await self._interrupt(topic)
 
     async def _begin(
-        self, topic: str, source: Source, ttl: float, event_type: str, private: bool
+        self,
+        topic: str,
+        source: Source,
+        record_of: Callable[[Any], Record],
+        ttl: float,
+        last: Note,
     ) -> Run:
+        """Begin a run after the last, which is over, if there was one."""
         id_ = uuid7()
+        over = last.value.get("run")
+        if "until" in last.value:  # its events are there for as long as was promised
+            await self.log._change(change_to(Note(f"ran:{over}", last.value)))
         after = await self.log._end()
 
         def begin(before: Mapping[str, Any]) -> dict[str, Any]:
-            if before.get("state") == "running":
-                raise Held(Note(_key(topic), {}), 0.0)
+            if before.get("run", over) != over:
+                raise Held(last, 0.0)
             return {"run": id_, "state": "running", "after": after, "ttl": ttl}
 
         lease = await Lease.take(
@@ -185,67 +267,84 @@ class Runs:
             _key(topic),
             begin,
             duration=self.lease,
-            lasts=ttl,
+            lasts=max(ttl, _FOUND),
             keep=(topic, after),
         )
-
-        def record_of(item: Any) -> Record:
-            event = item if isinstance(item, Event) else create_event(item, event_type)
-            record = Record.of(event, topics=[topic], private=private)
-            return as_record(record, self.log.max_size)
-
         producer = self._producers[topic] = _Producer(self, topic, lease, source, record_of)
         lease.on_loss = producer.give_up
-        if self._watching is None:
-            self._watching = self._task(self._watch(), "stops")
-        return Run(self, topic, id_, is_new=True)
+        if self.is_closed:  # meanwhile
+            producer.interrupt()
+        place = self.here()
+        if place.watching is None or place.watching.done():
+            place.watching = place.task(self._watch(place), "stops")
+        return Run(self, topic, id_, after, is_new=True)
 
     # What becomes of them.
 
-    async def _look(self, topic: str) -> tuple[Note, RunStatus | None]:
-        """The note of a topic's run, and how that is doing."""
+    async def _look(self, topic: str) -> tuple[Note, _Found | None]:
+        """The note of a topic's last run, and how that is doing."""
         note = await self.log._note(_key(topic))
         value = note.value
         if not value:
             return note, None
-        status = RunStatus(value["run"], value["state"], value.get("error"))
-        if not status.is_over:  # or its end is there, and this will be written in an instant
+        found = _Found(
+            RunStatus(value["run"], value["state"], value.get("error")),
+            value["after"],
+            value.get("end"),
+        )
+        if not found.status.is_over:  # or its end is there, and will be noted in an instant
             with suppress(UnknownRun):
-                status = await said(self.log, topic, status.id)
-        return note, status
+                status, end = await said(self.log, topic, found.status.id)
+                found = found._replace(status=status, end=end)
+        return note, found
+
+    async def find(self, topic: str, id_: str | None = None, after: int = 0) -> _Found:
+        """How a run is doing: the topic's last, or the one of this name, which began there.
+
+        Raises:
+            UnknownRun: it is not known, or not any more.
+        """
+        _, found = await self._look(topic)
+        if id_ is not None and (found is None or found.status.id != id_):
+            status, end = await said(self.log, topic, id_)
+            return _Found(status, after, end)
+        if found is None:
+            raise UnknownRun(topic)
+        return found
 
     async def status(self, topic: str) -> RunStatus | None:
         """`LogStream.status`."""
         check_topic(topic)
-        _, status = await self._look(topic)
-        return status
+        _, found = await self._look(topic)
+        return None if found is None else found.status
 
     async def wait(self, topic: str, id_: str) -> RunStatus:
         """Wait until a run is over."""
         reader = Reader(self.log, Exact(topic))
+        self.readers.add(reader)
         try:
             await reader.begin(LATEST)
-            status = await self.status(topic)
-            if status is None or status.id != id_ or status.is_over:
-                return await said(self.log, topic, id_)
-            self._guard(topic)
+            status = (await self.find(topic, id_)).status
+            if status.is_over:
+                return status
+            self._check_open()
+            self._guard(topic, id_)
             while (batch := await reader.read()) is not None:
                 for record in batch:
                     ended = _said_by(record)
                     if ended is not None and ended.id == id_:
                         return ended
                 if batch.gap is not None:  # it may have been among what has gone
-                    status = await self.status(topic)
-                    if status is None or status.id != id_:
-                        return await said(self.log, topic, id_)
-            raise StreamClosed("the log has been closed")
+                    await self.find(topic, id_)
+            raise StreamClosed("the stream or the log has been closed")
         finally:
+            self.readers.discard(reader)
             reader.close()
 
-    async def stop(self, topic: str) -> bool:
-        """`LogStream.stop`."""
+    async def stop(self, topic: str, id_: str | None = None) -> bool:
+        """`LogStream.stop`, of the topic's last run or of the one of this name."""
         status = await self.status(topic)
-        if status is None or status.is_over:
+        if status is None or status.is_over or id_ not in (None, status.id):
             return False
         producer = self._producers.get(topic)
         if producer is not None and producer.id == status.id:
@@ -257,16 +356,22 @@ class Runs:
             await self.wait(topic, status.id)
         return True
 
-    def ended(self, topic: str, producer: "_Producer") -> None:
+    def ended(self, topic: str, producer: "_Producer", *, is_noted: bool) -> None:
         """A run of this process is over."""
         if self._producers.get(topic) is producer:
             del self._producers[topic]
-        if not self._producers and self._watching is not None:
-            self._watching.cancel()
-            self._watching = None
+        if not is_noted:  # its readers have relied on it
+            self._guard(topic, producer.id)
+        place = self.here()
+        if place.watching is not None and not self._producers_of(place):
+            place.watching.cancel()
+            place.watching = None
 
-    async def _watch(self) -> None:
-        """Stop those of this process of which others say so."""
+    def _producers_of(self, place: "_Place") -> "list[_Producer]":
+        return [each for each in tuple(self._producers.values()) if each.place is place]
+
+    async def _watch(self, place: "_Place") -> None:
+        """Stop those of an event loop of which others say so."""
         changed = self.log._notes_changed
         while True:
             count = changed.count
@@ -274,40 +379,54 @@ class Runs:
                 notes = await self.log._notes("stop:")
             except StreamClosed:
                 return
-            except StreamingError:
+            except Exception:
                 _logger.exception("what is to be stopped could not be read; it is tried again")
                 await asyncio.sleep(_AGAIN)
                 continue
             names = {note.key.removeprefix("stop:") for note in notes}
-            for producer in tuple(self._producers.values()):
+            for producer in self._producers_of(place):
                 if producer.id in names:
                     producer.stop()
             await changed.wait(count)
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise StreamClosed("the stream has been closed; it has no more runs")
 
     # Those of processes that ended, or hang.
 
     async def _sweep(self) -> None:
         """Look after those that nobody may be looking after, once."""
-        if self._closed:
-            raise StreamClosed("the stream has been closed; it begins no more runs")
-        if not self._is_swept:
-            self._is_swept = True
+        self._check_open()
+        place = self.here()
+        if not place.is_swept:
+            place.is_swept = True
             for note in await self.log._notes("run:"):
                 if note.value["state"] == "running":
-                    self._guard(note.key.removeprefix("run:"))
+                    self._guard(note.key.removeprefix("run:"), note.value["run"])
 
-    def _guard(self, topic: str) -> None:
+    def _guard(self, topic: str, id_: str) -> None:
         """See to it that a run which is over without having said so is told to be."""
-        if topic in self._guards or topic in self._producers or self._closed:
+        place, producer = self.here(), self._producers.get(topic)
+        if self.is_closed or (
+            producer is not None and producer.id == id_ and producer.place is place
+        ):
             return
-        task = self._guards[topic] = self._task(self._wait_for_its_lease(topic), "guard")
-        task.add_done_callback(lambda _: self._guards.pop(topic, None))
+        guard = place.guards.get(topic)
+        if guard is None or guard.done():  # or cancelled before it began
+            place.guards[topic] = place.task(self._wait_for_its_lease(place, topic), "guard")
 
-    async def _wait_for_its_lease(self, topic: str) -> None:
+    async def _wait_for_its_lease(self, place: "_Place", topic: str) -> None:
+        try:
+            await self._wait_until_over(topic)
+        finally:
+            del place.guards[topic]
+
+    async def _wait_until_over(self, topic: str) -> None:
         while True:
             try:
-                note, status = await self._look(topic)
-                if status is None or status.is_over:
+                note = await self.log._note(_key(topic))
+                if note.value.get("state") != "running":
                     return
                 now = self.log._now()
                 if seconds_left(note, now) and not is_doubtful(note, now):
@@ -316,7 +435,7 @@ class Runs:
                     await self._interrupt(topic)
             except StreamClosed:
                 return
-            except StreamingError:
+            except Exception:
                 _logger.exception("run %s could not be looked after", shown(topic))
                 await asyncio.sleep(_AGAIN)
 
@@ -337,33 +456,22 @@ class Runs:
                     note.key,
                     still,
                     duration=self.lease,
-                    lasts=ttl,
+                    lasts=max(ttl, _FOUND),
                     keep=(topic, after),
                 )
                 try:
                     await say_end(lease, topic, "interrupted", None)
+                    await lease.let_go(lasts=ttl)
                 finally:
                     await lease.abandon()
 
-    def _task(self, work: Any, name: str) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work, name=f"codomyrmex-streaming run {name}")
-        hold(task)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        release(task)
-        self._tasks.discard(task)
-
     async def aclose(self) -> None:
         """End the runs of this process, as interrupted, and look after no others."""
-        self._closed = True
-        producers = tuple(self._producers.values())
-        for producer in producers:
+        self.is_closed = True
+        for producer in tuple(self._producers.values()):
             producer.interrupt()
-        for guard in self._guards.values():
-            guard.cancel()
+        for place in tuple(self._places.values()):
+            place.look_away()
         try:
             await self._wait_for_tasks()
         except asyncio.CancelledError:
@@ -374,9 +482,67 @@ class Runs:
             raise
 
     async def _wait_for_tasks(self) -> None:
-        here = asyncio.get_running_loop()
-        while tasks := [task for task in self._tasks if task.get_loop() is here]:
-            await asyncio.wait(tasks)
+        here = self.here()
+        while here.tasks:
+            await asyncio.wait(tuple(here.tasks))
+        if self._are_over():
+            return
+        # Those of other event loops say how they ended; unless their loop hangs, or ends.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while not self._are_over():
+                    await wait_until(self._waiting_for_end, self._are_over)
+
+    def _are_over(self) -> bool:
+        return not any(place.goes_on for place in tuple(self._places.values()))
+
+
+class _Place:
+    """What goes on in one event loop: it ends with that, and nobody elsewhere relies on it.
+
+    Args:
+        loop: the event loop, in whose thread this is used.
+        waiting_for_end: who is woken when a task has ended.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, waiting_for_end: Waiters) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.guards: dict[str, asyncio.Task[None]] = {}
+        self.watching: asyncio.Task[None] | None = None
+        self.is_swept = False
+        self._loop = loop
+        self._waiting_for_end = waiting_for_end
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether any of its tasks may still do something. In any thread."""
+        return bool(self.tasks) and self._loop.is_running()
+
+    def task(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """Do something, for as long as the loop runs."""
+        task = self._loop.create_task(work, name=f"codomyrmex-streaming run {name}")
+        hold(task)
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        release(task)
+        self.tasks.discard(task)
+        wake_all(self._waiting_for_end)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call something in its loop, if that has not ended. From any thread."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function)
+
+    def look_away(self) -> None:
+        """Look after nothing any more. From any thread."""
+        self.call(self._cancel_guards)
+
+    def _cancel_guards(self) -> None:
+        for guard in self.guards.values():
+            guard.cancel()
 
 
 class _NotOver(StreamingError):
@@ -384,7 +550,11 @@ class _NotOver(StreamingError):
 
 
 class _Producer:
-    """A run of this process: takes from a source, and appends."""
+    """A run of this process: one task takes from its source, another appends what that gives.
+
+    What ends a run ends the taking. Then whoever appends has the last word: the end comes when
+    everything else has been appended.
+    """
 
     def __init__(
         self,
@@ -400,14 +570,20 @@ class _Producer:
         self._lease = lease
         self._source = source
         self._record_of = record_of
+        # Given by the source, and not appended yet, or not known to be.
         self._pending: list[Record] = []
         self._pending_bytes = 0
-        self._appending: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
         self._ends_as: _State | None = None
         self._failure: BaseException | None = None
-        self._is_recording = False
-        self._loop = asyncio.get_running_loop()
-        self._task = runs._task(self._run(), self.id)
+        self._is_taking = False
+        # Or somebody else cancels its tasks; either way it has its last word, and waits no more.
+        self._loop_ends = False
+        self.place = runs.here()
+        self._taking = self.place.task(self._take(), f"{self.id}: its source")
+        self._taking.add_done_callback(lambda _: self._news.set())
+        self.place.task(self._run(), self.id)
 
     # How it ends, other than by itself.
 
@@ -422,54 +598,38 @@ class _Producer:
     def _end_as(self, state: _State) -> None:
         if self._ends_as is None:
             self._ends_as = state
-            with suppress(RuntimeError):  # its loop is closed
-                self._loop.call_soon_threadsafe(self._cancel)
+            self.place.call(self._cancel)
 
     def give_up(self) -> None:
         """It was given up for dead: end it, and say nothing."""
-        self._failure = LeaseLost()
+        self._fail(LeaseLost())
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
         self._cancel()
 
     def _cancel(self) -> None:
-        if self._is_recording:  # before that, it looks; and its end is to be said
-            self._task.cancel()
+        if self._is_taking:  # before that, it looks; and after that, the source is being closed
+            self._taking.cancel()
 
-    # What it does.
+    # Taking.
 
-    async def _run(self) -> None:
-        state: _State = self._ends_as or "completed"
-        error: str | None = None
+    async def _take(self) -> None:
+        """Take from the source until it ends, or the run does; then close it."""
         try:
             if self._ends_as is None and self._failure is None:
-                self._is_recording = True
-                await self._record_all()
-                state = self._ends_as or state
+                await self._take_all(self._opened())
             else:
                 await _close(self._source)
-        except asyncio.CancelledError:
-            state = self._ends_as or "interrupted"
-        except BaseException as raised:
-            self._failure = self._failure or raised
-        self._is_recording = False
-        try:
-            if isinstance(self._failure, LeaseLost):
-                _logger.warning("run %s of %s was given up for dead", self.id, shown(self._topic))
-                return
-            if self._failure is not None:
-                state, error = "failed", f"{type(self._failure).__name__}: {self._failure}"
-                _logger.error(
-                    "run %s of %s failed", self.id, shown(self._topic), exc_info=self._failure
-                )
-            await say_end(self._lease, self._topic, state, error)
-        except StreamingError:  # others will find that its lease is over
-            _logger.exception("the end of run %s could not be recorded", self.id)
-        finally:
-            await self._lease.abandon()
-            self._runs.ended(self._topic, self)
-        if isinstance(self._failure, KeyboardInterrupt | SystemExit):
-            raise self._failure
+            self._ends_as = self._ends_as or "completed"
+        except BaseException as error:
+            if is_cancellation(error):
+                self._ends_as = self._ends_as or "interrupted"
+            else:  # also a cancellation that the source itself has met with
+                self._failure = self._failure or error
 
-    async def _record_all(self) -> None:
+    def _opened(self) -> Any:
         given: Any = self._source
         source: Any = given if hasattr(given, "__aiter__") else given()
         if not hasattr(source, "__aiter__"):
@@ -478,76 +638,169 @@ class _Producer:
             raise TypeError(
                 f"a run's source returned {type(source).__name__}, which is no async iterable"
             )
+        return source
+
+    async def _take_all(self, source: Any) -> None:
         count = 0
+        items: Any = source
+        self._is_taking = True
         try:
-            async for item in source:
-                if isinstance(item, Event) and item.type == END and item.is_control:
-                    continue  # another run's, which readers would take for the end of this one
-                record = self._record_of(item)
-                self._pending.append(record)
-                self._pending_bytes += record.size
-                if self._appending is None or self._appending.done():
-                    self._appending = self._runs._task(self._append(), "appending")
-                if (
+            items = aiter(source)
+            async for item in items:
+                if self._failure is None:  # otherwise nothing is appended any more
+                    self._add(item)
+                while (
                     len(self._pending) >= _MOST_PENDING
                     or self._pending_bytes >= _MOST_PENDING_BYTES
                 ):
-                    await asyncio.wait([self._appending])
-                if self._ends_as is not None:  # and it has taken no notice
-                    break
+                    self._room.clear()
+                    await self._room.wait()
+                if self._ends_as is not None or self._failure is not None:
+                    break  # it has taken no notice
                 count += 1
                 if count % _TURN == 0:
                     await asyncio.sleep(0)
         finally:
-            # What the source has given is recorded, however it ended.
+            self._is_taking = False
             try:
-                if self._appending is not None:
-                    await asyncio.wait([self._appending])
+                await _close(items)
             finally:
-                await _close(source)
+                if items is not source:
+                    await _close(source)
+
+    def _add(self, item: Any) -> None:
+        if isinstance(item, Event) and item.type == END and item.is_control:
+            return  # another run's, which readers would take for the end of this one
+        record = self._record_of(item)
+        self._pending.append(record)
+        self._pending_bytes += record.size
+        self._news.set()
+
+    # Appending, and saying how it ended.
+
+    async def _run(self) -> None:
+        while self._pending or not self._taking.done():
+            try:
+                await self._append()
+            except asyncio.CancelledError:
+                self._loop_ends = True
+                self.interrupt()
+                self._cancel()
+            except Exception as error:
+                # What the source gives from now on must not follow on what is lost.
+                self._forget(len(self._pending))
+                self._fail(error)
+        await self._end()
+        if isinstance(self._failure, KeyboardInterrupt | SystemExit):
+            raise self._failure
 
     async def _append(self) -> None:
+        """Append what the source has given, or wait until there is something."""
+        if not self._pending:
+            self._news.clear()
+            await self._news.wait()
+            return
+        # They stay where they are meanwhile: cancelled, this may have appended them or not.
+        records = tuple(self._pending)
+        await self._lease.append(records)
+        self._forget(len(records))
+
+    def _forget(self, count: int) -> None:
+        self._pending_bytes -= sum(record.size for record in self._pending[:count])
+        del self._pending[:count]
+        self._room.set()
+
+    async def _end(self) -> None:
+        state, error = self._ends_as or "interrupted", None
+        if self._failure is not None and not self._lease.lost:
+            state, error = "failed", _text_of(self._failure)
+            _logger.error(
+                "run %s of %s failed", self.id, shown(self._topic), exc_info=self._failure
+            )
+        is_noted = False
         try:
-            while self._pending:
-                records, self._pending, self._pending_bytes = self._pending, [], 0
-                await self._lease.append(records)
-        except Exception as error:
-            if self._failure is None:
-                self._failure = error
-                self._cancel()
+            if await self._say_end(state, error):
+                await self._lease.let_go(lasts=self._lease.state["ttl"])
+                is_noted = True
+        except Exception:
+            _logger.exception("it could not be noted that run %s has ended", self.id)
+        finally:
+            await self._lease.abandon()
+            self._runs.ended(self._topic, self, is_noted=is_noted or self._loop_ends)
+
+    async def _say_end(self, state: _State, error: str | None) -> bool:
+        """Record how it ended. A log that fails is asked again, for as long as a lease runs.
+
+        False: others have to find out.
+        """
+        patience, pause = self._runs.lease, 0.0
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience
+        while not self._lease.lost:
+            try:
+                await asyncio.sleep(pause)
+                await say_end(self._lease, self._topic, state, error)
+            except LeaseLost:
+                break
+            except asyncio.CancelledError:
+                if self._loop_ends:
+                    raise
+                self._loop_ends, pause = True, 0.0
+            except Exception as failure:
+                is_last = self._runs.is_closed or self._loop_ends or loop.time() >= until
+                if is_last or isinstance(failure, StreamClosed):
+                    _logger.exception("the end of run %s could not be recorded", self.id)
+                    return False
+                _logger.warning(
+                    "the end of run %s could not be recorded; it is tried again", self.id
+                )
+                pause = min(patience / _TRIES, _AGAIN)
+            else:
+                return True
+        _logger.warning("run %s of %s was given up for dead", self.id, shown(self._topic))
+        return False
 
 
 class RunEvents:
     """The events of a run: what `LogStream.attach` returns."""
 
-    def __init__(self, runs: Runs, topic: str, after: str | None) -> None:
+    def __init__(self, runs: Runs, topic: str, after: str | None, run: Run | None = None) -> None:
         self._runs = runs
         self._topic = check_topic(topic)
         self._after = after
-        self._events: AsyncGenerator[Event, None] | None = None
+        self._run = run
+        # The run whose end is the end. None: the next end is that of the run in which the cursor is
+        self._id: str | None = None
+        self._reader: Reader | None = None
+        self._waiting: deque[Record | Gap] = deque()
+        self._has_gap = False
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
-        if self._events is not None:
+        if self._reader is not None:
             raise RuntimeError("attach() is entered once")
-        runs, log, topic = self._runs, self._runs.log, self._topic
+        runs, run, topic = self._runs, self._run, self._topic
         await runs._sweep()
-        note, status = await runs._look(topic)
-        if status is None:
-            raise UnknownRun(topic)
-        reader = Reader(log, Exact(topic))
+        found = await (runs.find(topic) if run is None else runs.find(topic, run.id, run._after))
+        status = found.status
+        reader = Reader(runs.log, Exact(topic))
         try:
-            start = await self._start(reader, note.value["after"])
-            is_past = self._after == _end_id(status.id)
-            if status.is_over:
-                end = (await log._locate(_end_id(status.id), reader.selection)).position
-                is_past = end is None or start.position >= end
-            else:
-                runs._guard(topic)
+            start = await self._start(reader, found.after)
+            runs._check_open()
+            if not status.is_over:
+                runs._guard(topic, status.id)
             reader.begin_at(start, self._after)
         except BaseException:
             reader.close()
             raise
-        self._events = prime(self._read(reader, _end_of(topic, status) if is_past else None))
+        if start.position >= found.after:
+            self._id = status.id
+        is_past = status.is_over and start.position >= (found.end or 0)
+        if is_past or self._after == _end_id(status.id):
+            self._id = status.id
+            self._waiting.append(Record.of(_end_of(topic, status)))
+        self._reader = reader
+        runs.readers.add(reader)
         return self
 
     async def _start(self, reader: Reader, after: int) -> Start:
@@ -558,25 +811,9 @@ class RunEvents:
         start = await self._runs.log._begin(self._after, reader.selection)
         if start.gap is not None and start.gap.reason == "unknown":
             return beginning._replace(gap=start.gap)
+        if self._run is not None and start.position < after:
+            return beginning
         return start
-
-    async def _read(self, reader: Reader, end: Event | None) -> AsyncGenerator[Event, None]:
-        events = prime(self._runs.read(reader))
-        try:
-            yield cast("Event", None)  # for prime
-            if end is not None:
-                yield end
-                return
-            async for event in events:
-                yield event
-                if event.type == END:
-                    return
-                if event.type == "stream.gap":  # the end may be among what has gone
-                    _, status = await self._runs._look(self._topic)
-                    if status is None:
-                        raise UnknownRun(self._topic)
-        finally:
-            await events.aclose()
 
     async def __aexit__(
         self,
@@ -584,16 +821,53 @@ class RunEvents:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._events is not None:
-            await self._events.aclose()
+        self._is_over = True
+        if self._reader is not None:
+            self._runs.readers.discard(self._reader)
+            self._reader.end()
+            self._reader.close()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
-        if self._events is None:
+        """The next event, as soon as there is one. Cancelled, it has lost nothing."""
+        if self._reader is None:
             raise RuntimeError("attach() is an async context manager: async with stream.attach(…)")
-        return await anext(self._events)
+        while not self._is_over:
+            if not self._waiting:
+                await self._fill(self._reader)
+                continue
+            what = self._waiting.popleft()
+            event = self._event_of(what)
+            if event is not None:
+                return event
+        raise StopAsyncIteration
+
+    def _event_of(self, what: Record | Gap) -> Event | None:
+        if isinstance(what, Gap):
+            self._has_gap = True
+            return gap_event(what)
+        if what.type != END:
+            return self._runs.event_of(what)
+        ended = _said_by(what)
+        if ended is None or self._id not in (None, ended.id):
+            return None  # it is not the end of this run
+        self._is_over = True
+        return what.event()
+
+    async def _fill(self, reader: Reader) -> None:
+        """Have something wait to be given, unless this is the end."""
+        if self._has_gap:  # the end may be among what has gone
+            await self._runs.find(self._topic, self._id)
+            self._has_gap = False
+        batch = await reader.read()
+        if batch is None:
+            self._is_over = True
+            return
+        if batch.gap is not None:
+            self._waiting.append(batch.gap)
+        self._waiting += batch.records
 
 
 def _key(topic: str) -> str:
@@ -620,22 +894,24 @@ def _said_by(record: Record) -> RunStatus | None:
 
 
 async def say_end(lease: Lease, topic: str, state: _State, error: str | None) -> None:
-    """Record how a run ended, and let go of its lease."""
+    """Record how a run ended, unless it is said already."""
     status = RunStatus(lease.state["run"], state, error)
     try:
-        await lease.append([Record.of(_end_of(topic, status))])
+        (record,) = await lease.append([Record.of(_end_of(topic, status))])
+        end = record.position
     except IdConflict:
         try:  # its process said so, and ended before it could let go
-            status = await said(lease.log, topic, status.id)
+            status, end = await said(lease.log, topic, status.id)
         except UnknownRun:  # somebody has published something else by this name
-            end = _end_of(topic, status)
-            await lease.append([Record.of(Event(None, END, end.data, end.metadata))])
-    lease.state.update(state=status.state, error=status.error)
-    await lease.let_go(lasts=lease.state["ttl"])
+            event = _end_of(topic, status)
+            event = Event(None, END, event.data, event.metadata)
+            (record,) = await lease.append([Record.of(event)])
+            end = record.position
+    lease.state.update(state=status.state, error=status.error, end=end)
 
 
-async def said(log: Log, topic: str, run: str) -> RunStatus:
-    """How a run ended, as its last event says.
+async def said(log: Log, topic: str, run: str) -> tuple[RunStatus, int]:
+    """How a run ended, as its last event says, and the position of that.
 
     Raises:
         UnknownRun: there is no such event, or none any more.
@@ -646,9 +922,18 @@ async def said(log: Log, topic: str, run: str) -> RunStatus:
         raise UnknownRun(topic)
     page = await log._page(where.position - 1, selection, 1, where.position)
     status = _said_by(page.records[0]) if page.records else None
-    if status is None:
+    if status is None or status.id != run:
         raise UnknownRun(topic)
-    return status
+    return status, where.position
+
+
+def _text_of(error: BaseException) -> str:
+    """Type and message of what a source has raised, as text that any log takes."""
+    text = type(error).__name__
+    with suppress(Exception):  # it cannot say
+        text = f"{text}: {error}"
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= _LONGEST_ERROR else f"{text[: _LONGEST_ERROR - 1]}…"
 
 
 async def _close(source: Source) -> None:
@@ -657,5 +942,7 @@ async def _close(source: Source) -> None:
     if close is not None:
         try:
             await close()
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancellation(error):
+                raise
             _logger.exception("the source of a run could not be closed")

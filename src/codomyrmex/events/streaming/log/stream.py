@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -56,12 +57,12 @@ class LogStream(Stream):
         self._owns_log = isinstance(log, str)
         self.log = open_log(log) if isinstance(log, str) else log
         self.lease = lease
-        self._runs = Runs(self.log, lease, self._events_of)
         self._deliveries: dict[str, _Delivery] = {}
         self._consumers: set[Consumer] = set()
         # Those that have been unsubscribed and whose handler still runs.
         self._leaving: set[Pump] = set()
         self._open_readers: set[Reader] = set()
+        self._runs = Runs(self.log, lease, self._open_readers, self._event_of)
         self._closed = False
         self._published = 0
         self._refused = 0
@@ -295,7 +296,7 @@ class LogStream(Stream):
         ``interrupted`` (its process ended). Retention spares a run until `ttl` after its end.
 
         A topic has one run at a time, in all processes that use the log. Whoever asks for a second
-        one joins the first; their `source` is closed.
+        one joins the first; their `source` is closed. So is that of a run which could not begin.
 
         Args:
             topic: the topic of its events.
@@ -414,8 +415,9 @@ class LogStream(Stream):
             await self._runs.aclose()
             if drain:
                 await self._outbox.drain()
-                for reader in tuple(self._open_readers):
-                    await reader.end_here()
+                with suppress(StreamClosed):  # the log has been closed, and has ended them
+                    for reader in tuple(self._open_readers):
+                        await reader.end_here()
                 for pump in pumps:
                     await pump.finish()
         finally:
@@ -424,7 +426,7 @@ class LogStream(Stream):
             for pump in pumps:
                 pump.cancel()
             if not drain:
-                for reader in self._open_readers:
+                for reader in tuple(self._open_readers):
                     reader.end()
         for pump in pumps:
             await pump.finish()
