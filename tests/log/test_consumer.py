@@ -37,9 +37,10 @@ from codomyrmex.events.streaming.log import (
 from codomyrmex.events.streaming.log import (
     consumer as consumer_module,
 )
-from codomyrmex.events.streaming.log.base import Change, Note
+from codomyrmex.events.streaming.log.base import Change, Note, Start
 from codomyrmex.events.streaming.log.lease import LEASE
 from codomyrmex.events.streaming.testing import cancel_at_every_await
+from codomyrmex.events.streaming.topics import Selection
 from tests.conformance.test_logs import event, events, ids, read_all
 from tests.log.test_lease import LoopClock
 from tests.log.test_peers import Process
@@ -186,12 +187,114 @@ class TestConsuming:
             async with stream.consumer("c") as consumer:  # it is told until it is passed
                 told = await anext(consumer)
                 assert (told.type, told.data) == ("stream.gap", gap)
-                for _ in range(2):
-                    await consumer.commit(told)
                 await take(consumer, 2)
                 await consumer.commit("4")
                 await consumer.commit(told)
             assert await handled(stream) == ["5"]
+
+    async def test_that_is_told_no_more_once_it_is_committed(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=2)) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            await committed(stream, 1)
+            await log.append(events("3", "4", "5"))
+            await log.trim()
+            async with stream.consumer("c") as consumer:
+                told = await anext(consumer)
+                for again in (told, told.id):
+                    await consumer.commit(again)
+                assert (await consumer.lag()).events == 2
+            assert await handled(stream) == ["4", "5"]
+            await log.append(events("6"))
+            await log.trim()
+            async with stream.consumer("c") as consumer:
+                gap = {"after": "1", "reason": "trimmed", "missed": 1}
+                assert await take(consumer, 3) == [gap, "5", "6"]
+
+    @pytest.mark.parametrize("how", ["new", "reset", "reset to a time", "reset by nobody"])
+    async def test_what_went_before_the_first_commit_is_told_too(
+        self, open_log: OpenLog, how: str
+    ) -> None:
+        async with open_log(retention=Retention(count=3)) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            consumer = stream.consumer("c")
+            if how != "new":
+                await committed(stream, 2)
+            if how == "reset by nobody":
+                await consumer.reset(EARLIEST)
+            async with consumer:
+                if how == "reset":
+                    await consumer.reset(EARLIEST)
+                elif how == "reset to a time":
+                    await consumer.reset(datetime(1980, 1, 1, tzinfo=UTC))
+                await take(consumer, 1)
+            await log.append(events("3", "4", "5", "6"))
+            await log.trim()
+            async with consumer:
+                gap = {"after": EARLIEST, "reason": "trimmed", "missed": 3}
+                assert await take(consumer, 4) == [gap, "4", "5", "6"]
+
+    async def test_what_went_before_the_first_visit_is_not(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=2)) as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3", "4"))
+            await log.trim()
+            assert await handled(stream) == ["3", "4"]
+
+    @pytest.mark.parametrize("how", ["latest", "reset", "reset to a time", "committed"])
+    async def test_a_quiet_topic_raises_no_alarm_whatever_is_forgotten(
+        self, open_log: OpenLog, how: str
+    ) -> None:
+        async with open_log(retention=Retention(count=5)) as log, LogStream(log) as stream:
+            await log.append(events("quiet/1", "busy/0"))
+            start = LATEST if how == "latest" else EARLIEST
+            async with stream.consumer("c", "quiet", start=start) as consumer:
+                if how == "committed":
+                    await consumer.commit(await anext(consumer))
+                elif how == "reset":
+                    await consumer.reset(LATEST)
+                elif how == "reset to a time":
+                    await consumer.reset(datetime(2100, 1, 1, tzinfo=UTC))
+            for number in range(24):
+                await log.append([event(f"{number}.{n}", "busy") for n in range(500)])
+                await log.trim()
+            await log.append(events("quiet/2"))
+            assert await handled(stream, topic="quiet") == ["quiet/2"]
+
+    async def test_an_id_that_comes_again_is_another_event(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=3)) as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            async with stream.consumer("c") as consumer:
+                await take(consumer, 3)
+                await log.append(events("4"))
+                await log.trim()
+                (again,) = await log.append(events("1"))
+                assert await take(consumer, 2) == ["4", "1"]
+                await consumer.commit("1")  # the first by this name
+                assert (await consumer.lag()).events == 3
+                await consumer.commit("3")
+                await consumer.commit("1")
+                assert await consumer.lag() == Lag(0, 0.0)
+                await consumer.commit(again)
+            assert await handled(stream) == []
+
+    async def test_a_record_that_was_not_yielded_is_not_one_of_the_same_id(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log(retention=Retention(count=1)) as log, LogStream(log) as stream:
+            await log.append(events("1"))
+            async with stream.consumer("c") as consumer:
+                await take(consumer, 1)
+                await log.append(events("2"))
+                await log.trim()
+                (again,) = await log.append(events("1"))
+                with pytest.raises(ValueError, match="has not yielded"):
+                    await consumer.commit(again)
+
+    async def test_a_note_that_knows_no_position_goes_by_the_id(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            await log._change(Change(Note("consumer:c", {"cursor": "1", "attempts": {}})))
+            assert (await stream.consumer("c").lag()).events == 2
+            assert await handled(stream) == ["2", "3"]
 
     async def test_what_cannot_be_decoded_is_passed_over(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as stream:
@@ -269,6 +372,9 @@ class TestCommitting:
                     await consumer.commit(again)
                 assert (await consumer.lag()).events == 2
                 await consumer.commit("4")
+                for other in (EARLIEST, LATEST):
+                    with pytest.raises(ValueError, match="has not yielded the event"):
+                        await consumer.commit(other)
             assert await handled(stream) == ["5"]
 
     async def test_of_what_was_not_yielded_is_refused(self, open_log: OpenLog) -> None:
@@ -328,6 +434,19 @@ class TestCommitting:
                 assert lags == [10, 10, 10, 7, 7, 7, 4, 4, 4]
             assert await handled(stream) == ["8", "9"]  # nobody asked for the one after "8"
 
+    async def test_every_so_many_though_that_is_more_than_are_known(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(consumer_module, "_MOST_UNCOMMITTED", 3)
+        async with MemoryLog() as log, LogStream(log) as stream:
+            await log.append(events(*(str(number) for number in range(12))))
+            async with stream.consumer("c", commit_every=5) as consumer:
+                lags: list[int] = []
+                for _ in range(12):
+                    await anext(consumer)
+                    lags.append((await consumer.lag()).events)
+                assert lags == [12] * 5 + [7] * 5 + [2] * 2
+
     async def test_every_so_many_seconds_whether_or_not_something_comes(
         self, open_log: OpenLog
     ) -> None:
@@ -356,6 +475,35 @@ class TestCommitting:
                 await take(consumer, 1)
                 await asyncio.sleep(10)
             assert await handled(stream) == ["3"]
+
+    async def test_a_commit_of_ones_own_begins_the_time_anew(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            async with stream.consumer("c", commit_seconds=5.0) as consumer:
+                await take(consumer, 2)
+                await asyncio.sleep(4)
+                await consumer.commit("2")
+                await take(consumer, 1)
+                waiting = asyncio.create_task(take(consumer, 1))
+                await asyncio.sleep(4)
+                assert (await consumer.lag()).events == 1
+                await asyncio.sleep(2)
+                assert (await consumer.lag()).events == 0
+                waiting.cancel()
+                await asyncio.wait([waiting])
+
+    async def test_a_commit_of_ones_own_keeps_what_is_due_later(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            async with stream.consumer("c", commit_seconds=5.0) as consumer:
+                await take(consumer, 3)
+                waiting = asyncio.create_task(take(consumer, 1))
+                await asyncio.sleep(4)
+                await consumer.commit("1")
+                await asyncio.sleep(2)
+                assert (await consumer.lag()).events == 0
+                waiting.cancel()
+                await asyncio.wait([waiting])
 
     async def test_that_is_late_when_the_next_is_asked_for_is_done_first(
         self, open_log: OpenLog
@@ -565,9 +713,9 @@ class TestHolding:
 
     async def test_a_stream_that_is_closed_meanwhile_is_not_consumed(self) -> None:
         class Slow(MemoryLog):
-            async def _end(self) -> int:
+            async def _begin(self, after: str, selection: Selection) -> Start:
                 await asyncio.sleep(1)
-                return await super()._end()
+                return await super()._begin(after, selection)
 
         async with Slow(clock=LoopClock()) as log:
             stream = LogStream(log)

@@ -19,7 +19,7 @@ from .base import Reader
 from .record import Record
 
 if TYPE_CHECKING:
-    from .consumer import Consumer
+    from .consumer import Consumer, Entry
 
 __all__ = ["Attempts"]
 
@@ -64,11 +64,11 @@ class Attempts:
         self._retries = retries
         self._backoff = backoff
 
-    async def make(self, event: Event, record: Record, *, blames: bool) -> None:
+    async def make(self, entry: "Entry", record: Record, *, blames: bool) -> None:
         """Try until it is handled, or given up.
 
         Args:
-            event: the event.
+            entry: the event.
             record: its record.
             blames: whether it may be what the last holder of the lease was killed by.
 
@@ -76,20 +76,22 @@ class Attempts:
             Exception: what the handler raised in the last attempt, without a dead-letter topic.
         """
         lease, reader = self._consumer._held()
+        event = entry.event
         number = lease.state["attempts"].get(event.id, 0)
         if blames:
             number += 1
             await self._count(event, number)
             if number > self._retries and self.dead_letter is not None:
-                await self._bury(event, record, number, _DIED)
+                await self._bury(entry, record, number, _DIED)
                 return
         is_done = False
         while not is_done:
             number += 1
-            is_done = await self._attempt(event, record, number, reader)
+            is_done = await self._attempt(entry, record, number, reader)
 
-    async def _attempt(self, event: Event, record: Record, number: int, reader: Reader) -> bool:
+    async def _attempt(self, entry: "Entry", record: Record, number: int, reader: Reader) -> bool:
         """Try once. False: it failed, the delay is over, and it is to be tried again."""
+        event = entry.event
         error = await self._try(event)
         if error is None:
             return True
@@ -99,7 +101,7 @@ class Attempts:
             raise error
         self._log(event, error, number)
         if is_last:
-            await self._bury(event, record, number, _told(error))
+            await self._bury(entry, record, number, _told(error))
             return True
         return not await self._pause(number, reader)
 
@@ -157,9 +159,10 @@ class Attempts:
             raise StreamClosed("the stream or the log has been closed")
         return True
 
-    async def _bury(self, event: Event, record: Record, number: int, error: str) -> None:
+    async def _bury(self, entry: "Entry", record: Record, number: int, error: str) -> None:
         """Append an event to the dead letters, and commit it."""
         assert self.dead_letter is not None
+        event = entry.event
         consumer = self._consumer
         about = {
             **event.metadata,
@@ -178,7 +181,7 @@ class Attempts:
         with suppress(IdConflict):  # it is there, and another process died before it could commit
             async with consumer._as_holder() as lease:
                 await lease.append([letter])
-        await consumer._commit_yielded(event.id)
+        await consumer._commit_yielded(entry.number)
 
 
 def _told(error: BaseException) -> str:

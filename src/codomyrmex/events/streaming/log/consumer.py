@@ -8,20 +8,19 @@ told as a gap.
 
 import asyncio
 import math
-import sys
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 
 from ..errors import ConsumerInUse, StreamClosed, StreamingError, shown
 from ..models import Event, Handler
 from ..streams.tasks import to_the_end
 from ..topics import Selection, TopicFilter
 from .attempts import Attempts
-from .base import EARLIEST, LATEST, Batch, Gap, Reader, gap_event
+from .base import EARLIEST, LATEST, Batch, Gap, Reader, Start, gap_event
 from .lease import Held, Lease, LeaseLost, seconds_left
 from .record import Record
 
@@ -32,6 +31,9 @@ __all__ = ["Consumer", "Lag"]
 
 _MOST_UNCOMMITTED: Final = 100_000
 """Events that were yielded and can be committed each by itself: the last so many."""
+
+_MOST_GAPS: Final = 1000
+"""Gaps that were yielded and are known to have been: the last so many."""
 
 
 class Lag(NamedTuple):
@@ -46,11 +48,99 @@ class Lag(NamedTuple):
     seconds: float
 
 
-class _Entry(NamedTuple):
-    """What is yielded: an event, and its record; None: it tells of a gap."""
+class _Place(NamedTuple):
+    """Where a consumer is in the log, as its note says it.
+
+    The position is what counts: the log may have forgotten the id, or have another event by it.
+
+    Attributes:
+        cursor: the id of the event it is after, or `EARLIEST`.
+        position: the position after which it reads.
+        told: the position up to which it has been told what was trimmed.
+    """
+
+    cursor: str
+    position: int
+    told: int
+
+
+class Entry(NamedTuple):
+    """What is yielded: an event, and its record; None: it tells of a gap. And its number."""
 
     event: Event
     record: Record | None
+    number: int
+
+
+class _Yielded:
+    """What was yielded and not committed: numbered, with the place after each; the last so many.
+
+    Attributes:
+        last: the number of the last, committed or not.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0
+        self._committed = 0
+        self._places: deque[tuple[str, _Place]] = deque()
+        self._numbers: dict[str, tuple[int, ...]] = {}  # by id, which may come again
+
+    def __len__(self) -> int:
+        """How many were yielded since the last that was committed."""
+        return self.last - self._committed
+
+    def add(self, id_: str, place: _Place) -> int:
+        """Something is yielded; returns its number."""
+        self.last += 1
+        self._places.append((id_, place))
+        self._numbers[id_] = (*self._numbers.get(id_, ()), self.last)
+        if len(self._places) > _MOST_UNCOMMITTED:
+            self._forget_first()
+        return self.last
+
+    def find(self, id_: str, position: int | None = None) -> int | None:
+        """The number of the first with this id, and at this position; None: there is none."""
+        for number in self._numbers.get(id_, ()):
+            if position is None or self.place(number).position == position:
+                return number
+        return None
+
+    def has(self, number: int) -> bool:
+        """Whether it can be committed."""
+        return self.last - len(self._places) < number <= self.last
+
+    def place(self, number: int) -> _Place:
+        """The place after one that can be committed."""
+        return self._places[number - self.last - 1][1]
+
+    def commit(self, number: int) -> None:
+        """Forget this one, and all before."""
+        while self.has(number):
+            self._forget_first()
+        self._committed = number
+
+    def clear(self) -> None:
+        """Nothing is left to commit. No number is given twice."""
+        self._places.clear()
+        self._numbers.clear()
+        self._committed = self.last
+
+    def _forget_first(self) -> None:
+        id_, _ = self._places.popleft()
+        left = self._numbers.pop(id_)[1:]
+        if left:
+            self._numbers[id_] = left
+
+
+_NEW: Final[Mapping[str, Any]] = {"cursor": None, "position": None, "told": None, "attempts": {}}
+"""What the note of a consumer says that has no place yet."""
+
+
+def _said(cursor: str, start: Start) -> dict[str, Any]:
+    """What a note says of a place; no position, if what is missing there is not known."""
+    if start.gap is not None:
+        return {"cursor": cursor, "position": None, "told": None}
+    return _Place(cursor, start.position, start.told)._asdict()
 
 
 class Consumer:
@@ -107,13 +197,14 @@ class Consumer:
         self._lease: Lease | None = None
         self._reader: Reader | None = None
         self._turn = asyncio.Lock()  # of who commits
-        # What was read and not yielded yet; of what was yielded and not committed by id the cursor
-        # after it; the cursor after the last that was taken from the first of these.
-        self._waiting: deque[Record | Gap] = deque()
-        self._yielded: OrderedDict[str, str] = OrderedDict()
-        self._reached = EARLIEST
+        # What was read and not yielded yet, each with the position up to which gaps are told; what
+        # was yielded; the place after the last that was taken from the first of these.
+        self._waiting: deque[tuple[Record | Gap, int]] = deque()
+        self._yielded = _Yielded()
+        self._gaps: deque[str] = deque(maxlen=_MOST_GAPS)
+        self._reached = _Place(EARLIEST, 0, 0)
         # The last that is dealt with, and when it is to be committed.
-        self._dealt_with: str | None = None
+        self._dealt_with = 0
         self._due = math.inf
         # Whether the next event may be what the last holder was killed by.
         self._blames = False
@@ -135,8 +226,11 @@ class Consumer:
         self._blames = lease.was_held
         self._stream._consumers.add(self)
         try:
-            cursor = lease.state["cursor"]
-            self._begin(await self._read_from(cursor), cursor)
+            cursor, start = await self._find(lease.state)
+            self._begin(self._read_from(cursor, start), cursor, start)
+            if lease.state["position"] is None:
+                async with self._as_holder():
+                    await lease.store(**_said(cursor, start))
             self._stream._check_open()
         except BaseException:
             await self._leave()
@@ -167,12 +261,11 @@ class Consumer:
             await lease.let_go()
 
     async def _take(self) -> Lease:
-        start = await self._place(self._start)
         try:
             lease = await Lease.take(
                 self._log,
                 self._key,
-                lambda state: {"cursor": start, "attempts": {}, **state},
+                lambda state: {**_NEW, **state},
                 duration=self._stream.lease,
             )
         except Held as held:
@@ -201,8 +294,13 @@ class Consumer:
     async def _check_lease(self) -> None:
         lease, _ = self._held()
         if lease.lost:
-            note = await self._log._note(self._key)
-            raise ConsumerInUse(self.name, seconds_left(note, self._log._now()))
+            await self._tell_loss(lease)
+
+    async def _tell_loss(self, lease: Lease) -> NoReturn:
+        if not lease.lost:
+            raise StreamClosed("the stream has been closed") from None
+        note = await self._log._note(self._key)
+        raise ConsumerInUse(self.name, seconds_left(note, self._log._now())) from None
 
     @asynccontextmanager
     async def _as_holder(self) -> AsyncIterator[Lease]:
@@ -211,38 +309,40 @@ class Consumer:
         try:
             yield lease
         except LeaseLost:
-            await self._check_lease()
-            raise StreamClosed("the stream has been closed") from None
+            await self._tell_loss(lease)
 
     # Places.
 
-    async def _place(self, to: "str | datetime") -> str:
-        """The cursor for a place that is said in another way; one that stays where it is."""
+    async def _place(self, to: "str | datetime") -> tuple[str, Start]:
+        """The cursor for a place that is said in another way, and where to begin there."""
         if isinstance(to, datetime):
-            return await self._log.cursor_at(to)
-        if to != LATEST:
-            return to
-        # The last of its own events, if there is one: a log remembers that for longer than others'.
-        begin = await self._log._begin(EARLIEST, self._selection)
-        before, _ = await self._log._before_last(1, begin.position, self._selection)
-        return (await self._log._page(before, self._selection, 1, begin.told)).cursor
+            to = await self._log.cursor_at(to)
+        if to == LATEST:
+            where = await self._log.locate(LATEST)
+            assert where.position is not None
+            return where.latest or EARLIEST, Start(where.position, where.position, None)
+        return to, await self._log._begin(to, self._selection)
 
-    async def _read_from(self, cursor: str) -> Reader:
+    async def _find(self, state: Mapping[str, Any]) -> tuple[str, Start]:
+        """The place that a note says."""
+        cursor, position = state.get("cursor"), state.get("position")
+        if position is not None:
+            return state["cursor"], Start(position, state["told"], None)
+        # It is new; or what it names was not known when it was written, and may not be now.
+        return await self._place(cursor or self._start)
+
+    def _read_from(self, cursor: str, start: Start) -> Reader:
         reader = Reader(self._log, self._selection.topics)
-        try:
-            await reader.begin(cursor, replay_limit=sys.maxsize)
-        except BaseException:
-            reader.close()
-            raise
+        reader.begin_at(start, cursor)
         return reader
 
-    def _begin(self, reader: Reader, cursor: str) -> None:
+    def _begin(self, reader: Reader, cursor: str, start: Start) -> None:
         """Go on with this reader from this place, at which nothing is left to commit."""
         self._reader = reader
-        self._reached = cursor
+        self._reached = _Place(cursor, start.position, start.told)
         self._waiting.clear()
         self._yielded.clear()
-        self._dealt_with = None
+        self._dealt_with = 0
         self._due = math.inf
 
     async def reset(self, to: "str | datetime") -> None:
@@ -259,26 +359,26 @@ class Consumer:
             ValueError: a time without timezone.
             StreamClosed: the stream or the log has been closed.
         """
-        cursor = await self._place(to)
+        cursor, start = await self._place(to)
         if self._lease is not None:
-            await to_the_end(self._reset(cursor))
+            await to_the_end(self._reset(cursor, start))
             return
         lease = await self._take()
         try:
-            await lease.store(cursor=cursor, attempts={})
+            await lease.store(**_said(cursor, start), attempts={})
         finally:
             await lease.let_go()
 
-    async def _reset(self, cursor: str) -> None:
+    async def _reset(self, cursor: str, start: Start) -> None:
         async with self._turn, self._as_holder() as lease:
-            reader = await self._read_from(cursor)
+            reader = self._read_from(cursor, start)
             try:
-                await lease.store(cursor=cursor, attempts={})
+                await lease.store(**_said(cursor, start), attempts={})
             except BaseException:
                 reader.close()
                 raise
             _, before = self._held()
-            self._begin(reader, cursor)
+            self._begin(reader, cursor, start)
             self._blames = False
             before.end()  # whoever waits there goes on here
             before.close()
@@ -291,8 +391,7 @@ class Consumer:
         """
         log, selection = self._log, self._selection
         note = await log._note(self._key)
-        cursor = note.value.get("cursor") or await self._place(self._start)
-        begin = await log._begin(cursor, selection)
+        _, begin = await self._find(note.value)
         _, events = await log._before_last(0, begin.position, selection)
         if not events:
             return Lag(0, 0.0)
@@ -316,52 +415,50 @@ class Consumer:
         """
         await self._check_lease()
         id_ = event if isinstance(event, str) else event.id
-        if await self._commit_yielded(id_):
-            return
-        is_gap = isinstance(event, Event) and event.is_control
-        if not is_gap and not await self._is_committed(id_):
+        position = event.position if isinstance(event, Record) else None
+        number = self._yielded.find(id_, position)
+        if number is not None:
+            await self._commit_yielded(number)
+        elif id_ not in self._gaps and not await self._is_committed(id_, position):
             raise ValueError(
                 f"consumer {shown(self.name)} has not yielded the event {shown(id_)}, or too many"
                 " others since: it commits what was yielded and not committed"
             )
 
-    async def _commit(self, id_: str) -> None:
-        """Commit something that was yielded. In a turn."""
-        cursor = self._yielded[id_]
-        async with self._as_holder() as lease:
-            if cursor != lease.state["cursor"]:
-                await lease.store(cursor=cursor, attempts={})
-        while id_ in self._yielded:
-            self._yielded.popitem(last=False)
-        self._due = math.inf
-
-    async def _is_committed(self, id_: str) -> bool:
-        lease, _ = self._held()
-        cursor = lease.state["cursor"]
-        if id_ == cursor:
-            return True
-        asked, committed = await self._log.locate(id_), await self._log.locate(cursor)
-        if asked.position is None or committed.position is None:
-            return False
-        return asked.position <= committed.position
-
-    async def _commit_yielded(self, id_: str | None) -> bool:
-        """Commit what was yielded; False: it was not, or is committed."""
+    async def _commit_yielded(self, number: int) -> None:
+        """Commit something that was yielded, unless that is done."""
         async with self._turn:
-            if id_ is None or id_ not in self._yielded:
-                return False
-            await self._commit(id_)
+            if not self._yielded.has(number):
+                return
+            place = self._yielded.place(number)
+            async with self._as_holder() as lease:
+                said = lease.state
+                if place.position != said["position"]:
+                    await lease.store(**place._asdict(), attempts={})
+                elif place.told != said["told"]:  # a gap: what comes next is what came next before
+                    await lease.store(told=place.told)
+            self._yielded.commit(number)
+            if self._dealt_with <= number:
+                self._due = math.inf
+
+    async def _is_committed(self, id_: str, position: int | None) -> bool:
+        if id_ in (EARLIEST, LATEST):
+            return False
+        lease, _ = self._held()
+        if id_ == lease.state["cursor"]:
             return True
+        asked = position or (await self._log.locate(id_)).position
+        committed = lease.state["position"]
+        return asked is not None and committed is not None and asked <= committed
 
     async def _commit_dealt_with(self) -> None:
         await self._commit_yielded(self._dealt_with)
-        self._due = math.inf
 
     async def _deal(self) -> None:
         """Take what was yielded as dealt with, and commit that if it is time."""
         if not self._commits_itself or not self._yielded:
             return
-        self._dealt_with = next(reversed(self._yielded))
+        self._dealt_with = self._yielded.last
         if self._commit_seconds is not None and self._due == math.inf:
             self._due = asyncio.get_running_loop().time() + self._commit_seconds
         if self._commit_every is not None and len(self._yielded) >= self._commit_every:
@@ -405,34 +502,35 @@ class Consumer:
             raise ValueError(f"limit is 1 or more and seconds 0 or more: {limit}, {seconds}")
         return _Batches(self, limit, seconds)
 
-    async def _next(self, limit: int, seconds: float) -> list[_Entry]:
+    async def _next(self, limit: int, seconds: float) -> list[Entry]:
         """Deal with what was yielded, and yield more; none: the stream or the log is closed."""
         await self._check_lease()
-        found: list[_Entry] = []
+        found: list[Entry] = []
         try:
             await self._deal()
             while not found and await self._fill(limit, seconds):
                 while self._waiting and len(found) < limit:
-                    found += self._taken(self._waiting.popleft())
+                    found += self._taken(*self._waiting.popleft())
         except StreamClosed:
             return []
         await self._check_lease()
         return found
 
-    def _taken(self, what: "Record | Gap") -> list[_Entry]:
+    def _taken(self, what: "Record | Gap", told: int) -> list[Entry]:
         """Something that is about to be yielded; none: it cannot be decoded."""
+        record: Record | None = None
         if isinstance(what, Gap):
-            entry = _Entry(gap_event(what), None)
+            event = gap_event(what)
+            self._gaps.append(event.id)
+            self._reached = self._reached._replace(told=told)
         else:
-            self._reached = what.id
-            event = self._stream._event_of(what)
-            if event is None:
+            record = what
+            self._reached = _Place(record.id, record.position, told)
+            decoded = self._stream._event_of(record)
+            if decoded is None:
                 return []
-            entry = _Entry(event, what)
-        self._yielded[entry.event.id] = self._reached
-        if len(self._yielded) > _MOST_UNCOMMITTED:
-            self._yielded.popitem(last=False)
-        return [entry]
+            event = decoded
+        return [Entry(event, record, self._yielded.add(event.id, self._reached))]
 
     async def _fill(self, limit: int, seconds: float) -> bool:
         """Have something wait to be yielded, up to `limit`; False: it is the end."""
@@ -445,17 +543,18 @@ class Consumer:
 
     async def _read(self, until: float) -> bool:
         """Read more, and wait for it until this time of the loop. False: there is nothing."""
-        batch: Batch | None = None
-        reader: Reader | None = None
-        while batch is None or reader is not self._reader:  # something was due, or it was reset
+        while True:
             _, reader = self._held()
             if reader.ended:
                 return False
             await self._commit_if_due()
             batch = await self._read_by(until, reader)
+            if batch is not None and reader is self._reader:
+                break  # otherwise something was due, or it was reset
+        told = reader._told
         if batch.gap is not None:
-            self._waiting.append(batch.gap)
-        self._waiting += batch.records
+            self._waiting.append((batch.gap, told))
+        self._waiting += [(record, told) for record in batch.records]
         return bool(batch)
 
     async def _read_by(self, until: float, reader: Reader) -> Batch | None:
@@ -523,14 +622,14 @@ class Consumer:
             if self._blames and self._commits_itself:
                 one_by_one_until = await self._log._end()
             while entries := await self._next(1, 0.0):
-                event, record = entries[0]
+                event, record, number = entries[0]
                 if record is None:
                     await attempts.tell(event)
                 elif attempts.dead_letter not in record.topics:
                     blames, self._blames = self._blames, False
-                    await attempts.make(event, record, blames=blames)
+                    await attempts.make(entries[0], record, blames=blames)
                 if record is None or record.position <= one_by_one_until:
-                    await self._commit_yielded(event.id)
+                    await self._commit_yielded(number)
         except StreamClosed:
             if not self._held()[1].ended:
                 raise
