@@ -932,7 +932,11 @@ class TestRun:
             await run_for(60, consumer, handler, retries=1, dead_letter="dead")
             assert handler.got == ["orders/1", "2", "2", "orders/3"]
             (letter,) = await log.read(topics="dead")
-            assert (letter.id, letter.private, letter.topics) == ("dead.billing.2", True, ("dead",))
+            assert (letter.id, letter.private, letter.topics) == (
+                "dead/billing/dead/2",
+                True,
+                ("dead",),
+            )
             assert letter.timestamp == record.timestamp
             found = letter.event()
             assert (found.type, found.data) == ("order.paid", {"total": 9})
@@ -997,6 +1001,100 @@ class TestRun:
                 assert len(handler.got) == number + 1
                 await consumer.reset(EARLIEST)
             assert len(await log.read(topics="dead")) == 1
+
+    async def test_no_two_events_have_one_dead_letter(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=6)) as log, LogStream(log) as stream:
+            handler = Handler(**{"eu.1": 9, "1": 9})
+
+            async def fail(name: str, topic: str, dead_letter: str = "dead") -> None:
+                consumer = stream.consumer(name, topic)
+                await run_for(1, consumer, handler, retries=0, dead_letter=dead_letter)
+                assert (await consumer.lag()).events == 0
+
+            await log.append([event("eu.1", "a", "A"), event("1", "b", "B")])
+            await fail("billing", "a")
+            await fail("billing.eu", "b")
+            letters = [*await log.read(topics="dead")]
+            await log.append(events(*(f"x/{number}" for number in range(4))))
+            await log.trim()
+            await log.append([event("1", "b", "C")])  # the first by this name has gone
+            await fail("billing.eu", "b")
+            await stream.consumer("billing.eu", "b").reset(EARLIEST)
+            await fail("billing.eu", "b", "other")
+            letters += await log.read(topics=["dead", "other"])
+            assert len({letter.id for letter in letters}) == 4
+            assert [(letter.event().data, letter.topics[0]) for letter in letters] == [
+                ("A", "dead"),
+                ("B", "dead"),
+                ("C", "dead"),
+                ("C", "other"),
+            ]
+
+    async def test_an_event_that_is_there_by_its_name_is_not_taken_for_it(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append([*events("a/1"), event("dead/c/dead/1", "dead", "somebody's")])
+            consumer, handler = stream.consumer("c", "a"), Handler(**{"a/1": 9})
+            await run_for(1, consumer, handler, retries=0, dead_letter="dead")
+            _, letter = await log.read(topics="dead")
+            assert letter.event().metadata["event"] == "a/1"
+            assert (await consumer.lag()).events == 0
+
+    async def test_what_a_handler_does_to_an_event_is_its_own(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            (record,) = await log.append([event("1", "a", {"items": [1, 2]})])
+            got: list[Event] = []
+
+            def spoils(event: Event) -> None:
+                got.append(Event(event.id, event.type, [*event.data["items"]], {**event.metadata}))
+                event.data["items"].pop()
+                event.metadata["span"] = object()
+                raise LookupError
+
+            consumer = stream.consumer("c", "a")
+            await run_for(60, consumer, spoils, retries=2, dead_letter="dead")
+            assert [each.data for each in got] == [[1, 2]] * 3
+            assert [each.metadata for each in got] == [{"topic": "a"}] * 3
+            (letter,) = await log.read(topics="dead")
+            assert letter.event().data == {"items": [1, 2]}
+            assert "span" not in letter.event().metadata
+            async with (
+                stream.consumer("other", "a") as other,
+                stream.events("a", last=1) as subscriber,
+            ):
+                assert await anext(other) == await anext(subscriber) == record.event()
+
+    async def test_dead_letters_of_others_that_fail_stay_where_they_are(
+        self, open_log: OpenLog, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1", "dead/by-name"))
+
+            async def fail(event: Event) -> None:
+                raise LookupError(event.id)
+
+            running = [
+                asyncio.create_task(
+                    stream.consumer(name).run(fail, retries=0, dead_letter=f"dead.{name}")
+                )
+                for name in ("a", "b")
+            ]
+            await asyncio.sleep(60)
+            letters = [each.event() for each in await log.read(topics="dead.*")]
+            about = sorted((each.metadata["consumer"], each.metadata["event"]) for each in letters)
+            assert about == [
+                ("a", "1"),
+                ("a", "dead/by-name"),
+                ("b", "1"),
+                ("b", "dead/by-name"),
+            ]
+            assert "dead letter dead/b/dead.b/1 failed, and stays where it is" in caplog.text
+            for name in ("a", "b"):
+                assert (await stream.consumer(name).lag()).events == 0
+            for each in running:
+                each.cancel()
+            await asyncio.wait(running)
 
     async def test_keeps_count_over_restarts(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as stream:
@@ -1126,7 +1224,7 @@ class TestRun:
                 clock.set_by += 2 * LEASE
             handler = Handler()
             await run_for(1, consumer_of(stream), handler, retries=1, dead_letter="dead")
-            assert ids(await log.read(topics="dead")) == ["dead.c.a/3"]
+            assert ids(await log.read(topics="dead")) == ["dead/c/dead/4"]
             assert handler.got == ["a/4"]
             for each in crashes:
                 each.cancel()

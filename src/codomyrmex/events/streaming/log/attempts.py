@@ -6,15 +6,17 @@ What `Consumer.run` does with each event.
 import asyncio
 import logging
 import random
+import secrets
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from ..codec import json
 from ..errors import IdConflict, StreamClosed, shown
 from ..models import Event, Handler
 from ..streams.runner import is_cancellation
-from ..topics import check_topic
+from ..topics import Selection, check_topic
 from .base import Reader
 from .record import Record
 
@@ -31,6 +33,9 @@ _MOST_DOUBLED: Final = 30
 
 _LONGEST_ERROR: Final = 1000
 """Characters of an error that a dead letter tells."""
+
+_PREFIX: Final = "dead/"
+"""What the id of a dead letter begins with."""
 
 _DIED: Final = "the process ended without a word, perhaps by this event"
 
@@ -76,30 +81,28 @@ class Attempts:
             Exception: what the handler raised in the last attempt, without a dead-letter topic.
         """
         lease, reader = self._consumer._held()
-        event = entry.event
-        number = lease.state["attempts"].get(event.id, 0)
+        number = lease.state["attempts"].get(record.id, 0)
         if blames:
             number += 1
-            await self._count(event, number)
+            await self._count(record, number)
             if number > self._retries and self.dead_letter is not None:
                 await self._bury(entry, record, number, _DIED)
                 return
-        is_done = False
-        while not is_done:
+        number += 1
+        while not await self._attempt(entry, record, number, reader):
             number += 1
-            is_done = await self._attempt(entry, record, number, reader)
+            entry = entry._replace(event=record.event())  # the handler may have changed the other
 
     async def _attempt(self, entry: "Entry", record: Record, number: int, reader: Reader) -> bool:
         """Try once. False: it failed, the delay is over, and it is to be tried again."""
-        event = entry.event
-        error = await self._try(event)
+        error = await self._try(entry.event)
         if error is None:
             return True
-        await self._count(event, number)
+        await self._count(record, number)
         is_last = number > self._retries
         if is_last and self.dead_letter is None:
             raise error
-        self._log(event, error, number)
+        self._log(record, error, number)
         if is_last:
             await self._bury(entry, record, number, _told(error))
             return True
@@ -125,21 +128,21 @@ class Attempts:
             return error
         return None
 
-    def _log(self, event: Event, error: BaseException, number: int) -> None:
+    def _log(self, record: Record, error: BaseException, number: int) -> None:
         _logger.warning(
             "consumer %s: attempt %d of %d at event %s failed",
             self._consumer.name,
             number,
             1 + self._retries,
-            event.id,
+            record.id,
             exc_info=error,
         )
 
-    async def _count(self, event: Event, number: int) -> None:
+    async def _count(self, record: Record, number: int) -> None:
         """Write how many attempts there were. What came before the event is committed first."""
         await self._consumer._commit_dealt_with()
         async with self._consumer._as_holder() as lease:
-            await lease.store(attempts={event.id: number})
+            await lease.store(attempts={record.id: number})
 
     async def _pause(self, number: int, reader: Reader) -> bool:
         """Wait before the next attempt. False: there is none, for the consumer was reset.
@@ -161,27 +164,75 @@ class Attempts:
 
     async def _bury(self, entry: "Entry", record: Record, number: int, error: str) -> None:
         """Append an event to the dead letters, and commit it."""
-        assert self.dead_letter is not None
-        event = entry.event
         consumer = self._consumer
+        if _is_letter(record):
+            _logger.error(
+                "consumer %s: dead letter %s failed, and stays where it is: %s",
+                consumer.name,
+                record.id,
+                error,
+            )
+        else:
+            await self._append(self._letter(record, number, error))
+        await consumer._commit_yielded(entry.number)
+
+    def _letter(self, record: Record, number: int, error: str) -> Record:
+        """What tells that an event was given up: made of its record, which no handler has seen."""
+        assert self.dead_letter is not None
+        name = self._consumer.name
         about = {
-            **event.metadata,
+            **_metadata(record),
             "error": error,
             "attempts": number,
-            "consumer": consumer.name,
-            "event": event.id,
-            "from": event.metadata.get("topic"),
+            "consumer": name,
+            "event": record.id,
+            "from": record.topics[0] if record.topics else None,
         }
-        about.pop("topic", None)
-        letter = record._replace(
-            id=f"dead.{consumer.name}.{event.id}",
+        # By the position: an id may come again. Quoted, so that no two of these are alike.
+        parts = (quote(name, safe=""), quote(self.dead_letter, safe=""), str(record.position))
+        return record._replace(
+            id=_PREFIX + "/".join(parts),
             topics=(self.dead_letter,),
             metadata=json.encode(about).encode(),
         )
-        with suppress(IdConflict):  # it is there, and another process died before it could commit
-            async with consumer._as_holder() as lease:
+
+    async def _append(self, letter: Record) -> None:
+        """Append a dead letter, unless it is there: another process died before it could commit."""
+        async with self._consumer._as_holder() as lease:
+            try:
                 await lease.append([letter])
-        await consumer._commit_yielded(entry.number)
+            except IdConflict:
+                if not await self._is_there(letter):  # somebody has published another by this name
+                    other = f"{letter.id}/{secrets.token_hex(8)}"
+                    await lease.append([letter._replace(id=other)])
+
+    async def _is_there(self, letter: Record) -> bool:
+        log, every = self._consumer._log, Selection("*")
+        where = await log._locate(letter.id, every)
+        if where.position is None:
+            return False
+        before = where.position - 1
+        page = await log._page(before, every, 1, before)
+        # They may differ in the error, and in how often it was tried.
+        return any(
+            found[1:6] == letter[1:6] and _about(found) == _about(letter) for found in page.records
+        )
+
+
+def _metadata(record: Record) -> dict[str, Any]:
+    metadata = json.decode(record.metadata) if record.metadata else {}
+    assert isinstance(metadata, dict)
+    return metadata
+
+
+def _about(letter: Record) -> tuple[Any, ...]:
+    """The consumer and the event that a dead letter is about."""
+    metadata = _metadata(letter)
+    return metadata.get("consumer"), metadata.get("event")
+
+
+def _is_letter(record: Record) -> bool:
+    return record.id.startswith(_PREFIX) and None not in _about(record)
 
 
 def _told(error: BaseException) -> str:

@@ -526,7 +526,8 @@ class Consumer:
         else:
             record = what
             self._reached = _Place(record.id, record.position, told)
-            decoded = self._stream._event_of(record)
+            # Its own: what it does to an event, and tries again, is nobody else's.
+            decoded = self._stream._decode(record)
             if decoded is None:
                 return []
             event = decoded
@@ -588,9 +589,13 @@ class Consumer:
 
         What fails for the last time is appended to `dead_letter` as it is, with metadata about it:
         ``error``; ``attempts``, how often it was tried; ``consumer``, the name; ``event``, its id;
-        ``from``, its topic. That has an id made of the name and the event's, so that it is there
-        once whatever happens; then the event is committed. Events of the topic `dead_letter` are
-        passed over.
+        ``from``, its topic. That has an id made of the name, the topic and the event's position, so
+        that it is there once whatever happens; then the event is committed. Events of the topic
+        `dead_letter` are passed over. A dead letter of another topic that fails stays where it is:
+        that is logged, and it is committed.
+
+        The event is the handler's: what it changes in it, no other attempt, no other reader and no
+        dead letter will see.
 
         A ``stream.gap`` goes to the handler too. If it raises then, that is logged.
 

@@ -29,6 +29,9 @@ _OUTBOX = 1000
 _DECODED = 1000
 """Events that are kept decoded, for the next subscriber."""
 
+_DECODED_BYTES = 8 << 20
+"""Bytes that the records of these have, about."""
+
 
 class LogStream(Stream):
     """Publish to a log, and subscribe at it: from now on, or from any place in it.
@@ -68,6 +71,7 @@ class LogStream(Stream):
         self._failed = 0
         self._dropped = 0
         self._decoded: dict[int, Event] = {}
+        self._decoded_bytes = 0
         self._outbox: SerialRunner[Record] = SerialRunner(
             self._append_more, SubscriberQueue(_OUTBOX, "block"), self, self._not_appended
         )
@@ -216,16 +220,24 @@ class LogStream(Stream):
         """A record's event, decoded once for all who are about to read it; None: it cannot be."""
         event = self._decoded.get(record.position)
         if event is None:
-            try:
-                event = record.event()
-            except StreamingError:
-                self._failed += 1
-                _logger.exception("event %s in the log cannot be decoded", record.id)
+            event = self._decode(record)
+            if event is None:
                 return None
-            if len(self._decoded) >= _DECODED:
+            self._decoded_bytes += record.size
+            if len(self._decoded) >= _DECODED or self._decoded_bytes > _DECODED_BYTES:
                 self._decoded.clear()
+                self._decoded_bytes = record.size
             self._decoded[record.position] = event
         return event
+
+    def _decode(self, record: Record) -> Event | None:
+        """A record's event, which nobody else has; None: it cannot be decoded."""
+        try:
+            return record.event()
+        except StreamingError:
+            self._failed += 1
+            _logger.exception("event %s in the log cannot be decoded", record.id)
+            return None
 
     def events(
         self,
