@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -598,6 +599,46 @@ class TestBatches:
             assert [names(batch) for batch in await waiting] == [["1"]]
 
 
+@pytest.mark.real_time
+class TestTurns:
+    """Others on the event loop have theirs, though there is always something to read."""
+
+    @pytest.mark.parametrize("how", ["iterator", "batches", "run", "events"])
+    async def test_of_others_and_of_the_lease(self, how: str) -> None:
+        async with MemoryLog() as log, LogStream(log, lease=0.3) as stream:
+            await log.append(events(*(str(number) for number in range(2000))))
+
+            def works(event: Event) -> None:
+                until = time.perf_counter() + 0.001
+                while time.perf_counter() < until:
+                    pass
+
+            async def consume() -> None:
+                if how == "events":
+                    async with stream.events(after=EARLIEST) as found:
+                        async for each in found:
+                            works(each)
+                async with stream.consumer("c", commit_every=1000) as consumer:
+                    if how == "run":
+                        await consumer.run(works)
+                    elif how == "iterator":
+                        async for each in consumer:
+                            works(each)
+                    else:
+                        async for batch in consumer.batches(2):
+                            works(batch[0])
+
+            consuming = asyncio.create_task(consume())
+            begin = time.monotonic()
+            await asyncio.sleep(0.6)
+            assert time.monotonic() - begin < 1.0  # where all of it takes two seconds
+            if how != "events":
+                with pytest.raises(ConsumerInUse):  # after twice the lease
+                    await stream.consumer("c").__aenter__()
+            consuming.cancel()
+            await asyncio.wait([consuming])
+
+
 async def all_of(iterator: AsyncIterator[Any]) -> list[Any]:
     return [each async for each in iterator]
 
@@ -643,6 +684,7 @@ class TestHolding:
                 await take(slow, 2)
                 await take(waits, 3)
                 waiting = asyncio.create_task(anext(waits))
+                await asyncio.sleep(1)
                 clock.set_by += 2 * LEASE  # all hang, and their leases are not renewed
                 async with stream.consumer("c") as quick, stream.consumer("d"):
                     assert await take(quick, 1) == ["1"]
@@ -661,6 +703,86 @@ class TestHolding:
                     assert (await quick.lag()).events == 2
                     assert await take(quick, 2) == ["2", "3"]
             assert await handled(stream) == ["2", "3"]
+
+    async def test_who_hung_finds_out_before_the_first_event(self, open_log: OpenLog) -> None:
+        clock = LoopClock()
+        async with open_log(clock=clock) as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            handler = Handler()
+
+            async def hangs(event: Event) -> None:
+                await handler(event)
+                await asyncio.sleep(1)
+
+            async with stream.consumer("a") as a, stream.consumer("b") as b:
+                running = asyncio.create_task(stream.consumer("c").run(hangs))
+                await take(a, 1)
+                batches = b.batches(1)
+                await anext(batches)
+                await asyncio.sleep(0.5)
+                clock.set_by += 2 * LEASE
+                async with stream.consumer("a"), stream.consumer("b"), stream.consumer("c"):
+                    for call in (anext(a), anext(batches), running):
+                        with pytest.raises(ConsumerInUse):
+                            await call
+            assert handler.got == ["1"]
+
+    async def test_who_waits_finds_out_before_it_gets_what_comes(self, open_log: OpenLog) -> None:
+        clock = LoopClock()
+        async with open_log(clock=clock) as log, LogStream(log) as stream:
+            async with stream.consumer("c") as slow:
+                waiting = asyncio.create_task(anext(slow))
+                await asyncio.sleep(1)
+                clock.set_by += 2 * LEASE
+                async with stream.consumer("c"):
+                    await log.append(events("1"))
+                    with pytest.raises(ConsumerInUse):
+                        await waiting
+            assert asyncio.get_running_loop().time() < LEASE / 3  # before it is to be renewed
+
+    async def test_who_hung_goes_on_where_nobody_else_has_come(self, open_log: OpenLog) -> None:
+        clock = LoopClock()
+        async with open_log(clock=clock) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            async with stream.consumer("c") as consumer:
+                await take(consumer, 1)
+                clock.set_by += 2 * LEASE
+                assert await take(consumer, 1) == ["2"]
+                with pytest.raises(ConsumerInUse):  # for it is renewed
+                    await stream.consumer("c").__aenter__()
+
+    async def test_who_lost_it_commits_nothing_whether_or_not_it_is_committed(
+        self, open_log: OpenLog
+    ) -> None:
+        clock = LoopClock()
+        async with open_log(clock=clock) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            async with stream.consumer("c") as slow:
+                found = [await anext(slow) for _ in range(2)]
+                await slow.commit("1")
+                clock.set_by += 2 * LEASE
+                async with stream.consumer("c"):
+                    for id_ in ("1", "never"):
+                        with pytest.raises(ConsumerInUse):
+                            await slow.commit(id_)
+                    for each in found:
+                        with pytest.raises(ConsumerInUse):
+                            await slow.commit(each)
+
+    async def test_who_lost_it_comes_to_the_end_when_the_log_is_closed(
+        self, open_log: OpenLog
+    ) -> None:
+        clock = LoopClock()
+        log = open_log(clock=clock)
+        async with LogStream(log) as stream:
+            await log.append(events("1"))
+            async with stream.consumer("c") as slow:
+                clock.set_by += 2 * LEASE
+                async with stream.consumer("c"):
+                    with pytest.raises(ConsumerInUse):
+                        await anext(slow)
+                    await log.close()
+                    assert await all_of(slow) == []
 
     async def test_is_over_at_once_when_the_stream_is_closed(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as other:

@@ -23,6 +23,7 @@ from .attempts import Attempts
 from .base import EARLIEST, LATEST, Batch, Gap, Reader, Start, gap_event
 from .lease import Held, Lease, LeaseLost, seconds_left
 from .record import Record
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .stream import LogStream
@@ -197,6 +198,7 @@ class Consumer:
         self._lease: Lease | None = None
         self._reader: Reader | None = None
         self._turn = asyncio.Lock()  # of who commits
+        self._turns = Turns()
         # What was read and not yielded yet, each with the position up to which gaps are told; what
         # was yielded; the place after the last that was taken from the first of these.
         self._waiting: deque[tuple[Record | Gap, int]] = deque()
@@ -292,9 +294,11 @@ class Consumer:
         return self._lease, self._reader
 
     async def _check_lease(self) -> None:
+        """See that no other has taken the lease. If this one hung for as long, the log knows."""
         lease, _ = self._held()
-        if lease.lost:
-            await self._tell_loss(lease)
+        if not lease.is_certain:
+            async with self._as_holder():
+                await lease.store()
 
     async def _tell_loss(self, lease: Lease) -> NoReturn:
         if not lease.lost:
@@ -504,16 +508,22 @@ class Consumer:
 
     async def _next(self, limit: int, seconds: float) -> list[Entry]:
         """Deal with what was yielded, and yield more; none: the stream or the log is closed."""
-        await self._check_lease()
+        self._held()
         found: list[Entry] = []
         try:
+            if self._turns.are_due:
+                await self._turns.give()
+            await self._check_lease()
             await self._deal()
-            while not found and await self._fill(limit, seconds):
-                while self._waiting and len(found) < limit:
+            goes_on = True
+            while goes_on and not found:
+                goes_on = await self._fill(limit, seconds)
+                # It may have waited for long. What follows does not wait: nothing gets lost.
+                await self._check_lease()
+                while goes_on and self._waiting and len(found) < limit:
                     found += self._taken(*self._waiting.popleft())
         except StreamClosed:
             return []
-        await self._check_lease()
         return found
 
     def _taken(self, what: "Record | Gap", told: int) -> list[Entry]:

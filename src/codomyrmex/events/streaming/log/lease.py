@@ -98,6 +98,7 @@ class Lease:
         self._note = Note(key, {})
         self._turn = asyncio.Lock()
         self._is_held = False
+        self._certain_until = 0.0  # by the loop's clock
         self._renewing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -162,6 +163,20 @@ class Lease:
             await self._put({k: v for k, v in before.value.items() if k not in _OWN})
         else:
             await self._put({}, gone=True)
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether nobody else can have taken it: it is not over since it was last renewed.
+
+        By the clock by which others judge it, and by one that nobody sets. What hung may have
+        lost it without knowing.
+        """
+        return (
+            self._is_held
+            and not self.lost
+            and self.log._now() < self._note.value["expires"]
+            and asyncio.get_running_loop().time() < self._certain_until
+        )
 
     async def store(self, **state: Any) -> None:
         """Write another state, and renew the lease.
@@ -237,11 +252,13 @@ class Lease:
     async def _write(self, state: dict[str, Any]) -> bool:
         """Write state and lease. False: somebody else has changed the note."""
         duration = self._duration
+        certain_until = asyncio.get_running_loop().time() + duration
         about = {"holder": self._holder, "expires": self._in(duration), "seconds": duration}
         stays = None if self._lasts is None else self._in(duration + self._lasts)
         if not await self._put({**state, **about}, expires=stays, keep=self._keep):
             return False
         self.state = state
+        self._certain_until = certain_until
         return True
 
     async def _put(self, value: dict[str, Any], **how: Any) -> bool:

@@ -18,6 +18,7 @@ from .consumer import Consumer
 from .lease import LEASE
 from .record import Record
 from .run import Run, RunEvents, Runs, RunStatus, Source
+from .turns import Turns
 
 __all__ = ["LogStream"]
 
@@ -203,6 +204,7 @@ class LogStream(Stream):
 
     async def _events_of(self, reader: Reader) -> AsyncGenerator[Event, None]:
         self._open_readers.add(reader)
+        turns = Turns()
         try:
             yield cast("Event", None)  # for prime
             while (batch := await reader.read()) is not None:
@@ -212,6 +214,8 @@ class LogStream(Stream):
                     event = self._event_of(record)
                     if event is not None:
                         yield event
+                    if turns.are_due:
+                        await turns.give()
         finally:
             self._open_readers.discard(reader)
             reader.close()
