@@ -38,7 +38,7 @@ from codomyrmex.events.streaming.log import (
 from codomyrmex.events.streaming.log import (
     consumer as consumer_module,
 )
-from codomyrmex.events.streaming.log.base import Change, Note, Start
+from codomyrmex.events.streaming.log.base import Change, Note, Page, Start
 from codomyrmex.events.streaming.log.lease import LEASE
 from codomyrmex.events.streaming.testing import cancel_at_every_await
 from codomyrmex.events.streaming.topics import Selection
@@ -75,6 +75,17 @@ def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> OpenLog:
         return FileLog(tmp_path / f"{next(number)}.db", clock=clock, **options)
 
     return open_log
+
+
+class Full(MemoryLog):
+    """One whose notes cannot be written while it is full."""
+
+    full = False
+
+    async def _change(self, change: Change) -> Note | None:
+        if self.full:
+            raise LogFull("somewhere")
+        return await super()._change(change)
 
 
 def rounded(lag: Lag) -> tuple[int, int]:
@@ -794,9 +805,11 @@ class TestHolding:
                 await asyncio.sleep(1)
                 await stream.aclose()
                 assert names(await waiting) == ["2"]
-                assert await handled(other) == ["1", "2"]
+                assert await handled(other) == []  # for the one after "2" was asked for
                 with pytest.raises(StreamClosed):
                     await consumer.commit(found)
+                with pytest.raises(StreamClosed):
+                    await consumer.reset(EARLIEST)
             with pytest.raises(StreamClosed):
                 await stream.consumer("c").__aenter__()
 
@@ -813,14 +826,6 @@ class TestHolding:
         await stream.aclose()
 
     async def test_a_lease_that_cannot_be_let_go_is_in_nobodys_way(self) -> None:
-        class Full(MemoryLog):
-            full = False
-
-            async def _change(self, change: Change) -> Note | None:
-                if self.full:
-                    raise LogFull("somewhere")
-                return await super()._change(change)
-
         async with Full(clock=LoopClock()) as log:
             stream = LogStream(log)
             async with stream.consumer("c"):
@@ -832,6 +837,134 @@ class TestHolding:
             await asyncio.sleep(LEASE)
             async with LogStream(log).consumer("c"):
                 pass
+
+    async def test_a_full_log_hides_neither_the_blocks_error_nor_a_cancellation(self) -> None:
+        async def use(log: Full, error: BaseException | None = None) -> None:
+            async with LogStream(log).consumer("c"):
+                log.full = True
+                if error is not None:
+                    raise error
+                await asyncio.sleep(60)
+
+        for _ in range(2):
+            async with Full(clock=LoopClock()) as log:
+                with pytest.raises(KeyError, match="mine"):
+                    await use(log, KeyError("mine"))
+            async with Full(clock=LoopClock()) as log:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await use(log)
+            async with Full(clock=LoopClock()) as log:
+                using = asyncio.create_task(use(log))
+                await asyncio.sleep(1)
+                using.cancel()
+                await asyncio.wait([using])
+                assert using.cancelled()
+
+    async def test_what_a_closed_stream_cannot_commit_comes_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Full(clock=LoopClock()) as log:
+            stream = LogStream(log)
+            await log.append(events("1"))
+            async with stream.consumer("c", commit_every=100) as consumer:
+                waiting = asyncio.create_task(all_of(consumer))
+                await asyncio.sleep(1)
+                log.full = True
+                await stream.aclose()
+                assert names(await waiting) == ["1"]
+            log.full = False
+            await asyncio.sleep(LEASE)
+            assert await handled(LogStream(log)) == ["1"]
+        assert "consumer c could not commit as it ended" in caplog.text
+
+    async def test_nothing_that_was_read_is_got_once_the_stream_is_closed(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log() as log:
+            stream = LogStream(log)
+            await log.append(events("1", "2", "3"))
+            async with stream.consumer("c") as consumer, stream.consumer("d") as other:
+                await take(consumer, 1)
+                batches = other.batches(1)
+                await anext(batches)
+                await stream.aclose()
+                assert await all_of(consumer) == []
+                assert await all_of(batches) == []
+
+    async def test_a_closed_stream_is_not_entered_whoever_holds_it(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as other, other.consumer("c"):
+            stream = LogStream(log)
+            await stream.aclose()
+            with pytest.raises(StreamClosed):
+                await stream.consumer("c").__aenter__()
+            with pytest.raises(StreamClosed):
+                await stream.consumer("c").reset(EARLIEST)
+
+    async def test_a_stream_is_closed_while_others_leave(self, tmp_path: Path) -> None:
+        for url in ("memory://", f"sqlite:///{tmp_path}/events.db"):
+            stream = LogStream(url)
+
+            entered = [asyncio.Event() for _ in range(6)]
+
+            async def consume(
+                number: int,
+                stream: LogStream = stream,
+                entered: list[asyncio.Event] = entered,
+            ) -> None:
+                async with stream.consumer(str(number)) as consumer:
+                    entered[number].set()
+                    await all_of(consumer)
+
+            consuming = [asyncio.create_task(consume(number)) for number in range(6)]
+            for each in entered:
+                await each.wait()
+            for task in consuming[::2]:
+                task.cancel()
+            await stream.aclose()
+            await asyncio.wait(consuming)
+            assert [each.cancelled() for each in consuming] == [True, False] * 3
+            with pytest.raises(StreamClosed):
+                await stream.log.append([])
+            if url != "memory://":
+                async with LogStream(url) as again:
+                    for number in range(6):
+                        async with again.consumer(str(number)):  # all have let go
+                            pass
+
+    @pytest.mark.real_time
+    async def test_a_stream_is_closed_where_another_thread_consumes(self) -> None:
+        async with MemoryLog() as log:
+            stream = LogStream(log)
+            await log.append(events("1"))
+            entered = threading.Event()
+
+            async def consume() -> list[Any]:
+                async with stream.consumer("c", commit_every=100) as consumer:
+                    found = await take(consumer, 1)
+                    waiting = asyncio.create_task(all_of(consumer))
+                    await asyncio.sleep(0)
+                    entered.set()
+                    return found + await waiting
+
+            consuming = asyncio.create_task(asyncio.to_thread(asyncio.run, consume()))
+            await asyncio.to_thread(entered.wait)
+            async with asyncio.timeout(PATIENCE):
+                await stream.aclose()
+            assert await consuming == ["1"]
+            assert await handled(LogStream(log)) == []
+
+    @pytest.mark.real_time
+    async def test_a_stream_is_closed_where_another_threads_loop_stands_still(self) -> None:
+        async with MemoryLog() as log:
+            stream = LogStream(log)
+            loop = asyncio.new_event_loop()
+            consumer = stream.consumer("c")
+            await asyncio.to_thread(loop.run_until_complete, consumer.__aenter__())
+            async with asyncio.timeout(PATIENCE):
+                await stream.aclose()
+            await asyncio.to_thread(loop.run_until_complete, consumer.__aexit__(None, None, None))
+            loop.close()
 
     async def test_a_stream_that_is_closed_meanwhile_is_not_consumed(self) -> None:
         class Slow(MemoryLog):
@@ -949,6 +1082,42 @@ class TestReset:
         async with open_log() as log, LogStream(log) as stream:
             with pytest.raises(ValueError, match="timezone"):
                 await stream.consumer("c").reset(datetime(2026, 1, 1))
+
+    async def test_revives_none_whose_stream_is_closed_meanwhile(self, open_log: OpenLog) -> None:
+        for turns in range(12):
+            async with open_log() as log:
+                stream = LogStream(log)
+                await log.append(events("1", "2"))
+                async with stream.consumer("c") as consumer:
+                    await take(consumer, 1)
+                    resetting = asyncio.create_task(consumer.reset(EARLIEST))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    await stream.aclose()
+                    await asyncio.wait([resetting])
+                    with suppress(StreamClosed):
+                        resetting.result()
+                    assert await all_of(consumer) == []
+
+    async def test_while_something_is_read_for_it_drops_that(self) -> None:
+        class Slow(MemoryLog):
+            seconds = 0
+
+            async def _page(self, *given: Any) -> Page:
+                page = await super()._page(*given)
+                await asyncio.sleep(self.seconds)
+                return page
+
+        async with Slow(clock=LoopClock()) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            async with stream.consumer("c") as consumer:
+                await take(consumer, 2)
+                await log.append(events("3"))
+                log.seconds = 2
+                waiting = asyncio.create_task(take(consumer, 3))
+                await asyncio.sleep(1)
+                await consumer.reset(EARLIEST)
+                assert await waiting == ["1", "2", "3"]
 
     async def test_that_fails_changes_nothing(self) -> None:
         log = MemoryLog(clock=LoopClock())
@@ -1372,6 +1541,71 @@ class TestRun:
             await running
             assert handler.got == ["1"]
             assert asyncio.get_running_loop().time() == pytest.approx(1)
+
+    @pytest.mark.parametrize("options", [{}, {"commit_every": 100}, {"commit_seconds": 60.0}])
+    async def test_the_lease_stays_until_the_handler_has_dealt_with_its_event(
+        self, open_log: OpenLog, options: Any
+    ) -> None:
+        async with open_log() as log:
+            stream = LogStream(log)
+            await log.append(events("1", "2", "3"))
+            got: list[str] = []
+
+            async def handler(event: Event) -> None:
+                await asyncio.sleep(2)
+                got.append(event.id)
+
+            running = asyncio.create_task(stream.consumer("c", **options).run(handler))
+            await asyncio.sleep(3)
+            closing = asyncio.create_task(stream.aclose())
+            await asyncio.sleep(0.5)
+            other = LogStream(log)
+            with pytest.raises(ConsumerInUse):
+                await handled(other)
+            await closing
+            assert got == ["1", "2"]
+            assert await handled(other) == ["3"]
+            await running
+
+    async def test_nobody_waits_for_the_handler_where_the_stream_is_not_drained(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log() as log:
+            stream = LogStream(log)
+            await log.append(events("1", "2"))
+            running = asyncio.create_task(stream.consumer("c").run(lambda _: asyncio.sleep(30)))
+            await asyncio.sleep(1)
+            await stream.aclose(drain=False)
+            assert asyncio.get_running_loop().time() == pytest.approx(1)
+            await asyncio.sleep(20)
+            with pytest.raises(ConsumerInUse):
+                await handled(LogStream(log))
+            await running
+            assert await handled(LogStream(log)) == ["2"]
+
+    @pytest.mark.parametrize("options", [{}, {"commit_every": 100}])
+    @pytest.mark.parametrize("spawns", [False, True])
+    async def test_a_handler_may_close_the_stream(
+        self, tmp_path: Path, spawns: bool, options: Any
+    ) -> None:
+        url = f"sqlite:///{tmp_path}/events.db"
+        async with LogStream(url) as stream:
+            await stream.log.append(events("1", "2"))
+        got: list[str] = []
+        for _ in range(2):
+            stream = LogStream(url)
+
+            async def handler(event: Event, stream: LogStream = stream) -> None:
+                got.append(event.id)
+                if spawns:
+                    await asyncio.create_task(stream.aclose())
+                else:
+                    await stream.aclose()
+
+            await stream.consumer("c", **options).run(handler)
+            with pytest.raises(StreamClosed):
+                await stream.log.append([])
+        assert got == ["1", "2"]
 
     async def test_ends_in_a_block_too_when_the_stream_is_closed(self, open_log: OpenLog) -> None:
         async with open_log() as log:

@@ -7,10 +7,12 @@ told as a gap.
 """
 
 import asyncio
+import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
@@ -19,6 +21,7 @@ from ..errors import ConsumerInUse, StreamClosed, StreamingError, shown
 from ..models import Event, Handler
 from ..streams.tasks import to_the_end
 from ..topics import Selection, TopicFilter
+from ..wakeups import Waiters, wait_until, wake_all
 from .attempts import Attempts
 from .base import EARLIEST, LATEST, Batch, Gap, Reader, Start, gap_event
 from .lease import Held, Lease, LeaseLost, seconds_left
@@ -33,8 +36,19 @@ __all__ = ["Consumer", "Lag"]
 _MOST_UNCOMMITTED: Final = 100_000
 """Events that were yielded and can be committed each by itself: the last so many."""
 
+_LOOK: Final = 0.5
+"""Seconds after which is looked whether another thread's event loop still runs."""
+
 _MOST_GAPS: Final = 1000
 """Gaps that were yielded and are known to have been: the last so many."""
+
+
+# The consumer whose handler the code runs in. Tasks that a handler starts inherit it.
+_handles_for: ContextVar["Consumer | None"] = ContextVar(
+    "codomyrmex_streaming_consumer", default=None
+)
+
+_logger = logging.getLogger("codomyrmex.events.streaming")
 
 
 class Lag(NamedTuple):
@@ -197,8 +211,11 @@ class Consumer:
         self._commits_itself = commit_every is not None or commit_seconds is not None
         self._lease: Lease | None = None
         self._reader: Reader | None = None
-        self._turn = asyncio.Lock()  # of who commits
+        self._loop: asyncio.AbstractEventLoop
+        self._turn: asyncio.Lock  # of who commits
         self._turns = Turns()
+        self._is_handling = False
+        self._waiting_for_end: Waiters = []
         # What was read and not yielded yet, each with the position up to which gaps are told; what
         # was yielded; the place after the last that was taken from the first of these.
         self._waiting: deque[tuple[Record | Gap, int]] = deque()
@@ -224,6 +241,8 @@ class Consumer:
         if self._lease is not None:
             raise RuntimeError(f"consumer {shown(self.name)} is entered already")
         self._stream._check_open()
+        self._loop = asyncio.get_running_loop()
+        self._turn = asyncio.Lock()
         self._lease = lease = await self._take()
         self._blames = lease.was_held
         self._stream._consumers.add(self)
@@ -256,11 +275,23 @@ class Consumer:
         lease, reader = self._lease, self._reader
         assert lease is not None
         self._lease = self._reader = None
-        self._stream._consumers.discard(self)
+        self._yielded.clear()
         if reader is not None:
             reader.close()
-        with suppress(StreamClosed):
+        try:
+            await self._let_go(lease)
+        finally:
+            await self._stream._consumer_left(self)
+            wake_all(self._waiting_for_end)
+
+    async def _let_go(self, lease: Lease) -> None:
+        """Let others take the lease. Where that fails it ends by itself, and hides no error."""
+        try:
             await lease.let_go()
+        except StreamClosed:
+            pass
+        except Exception:
+            _logger.exception("consumer %s: its lease could not be let go", self.name)
 
     async def _take(self) -> Lease:
         try:
@@ -275,12 +306,42 @@ class Consumer:
         lease.on_loss = self._end_reading
         return lease
 
-    async def _end(self) -> None:
-        """The stream is closed: yield no more, and let others go on."""
-        assert self._lease is not None
+    async def _end(self, *, waits: bool) -> bool:
+        """The stream is closed: commit what is dealt with, and let others go on.
+
+        Args:
+            waits: whether to wait for a handler that runs.
+
+        Returns:
+            False: its own handler asks for this; it ends when that has returned.
+        """
+        loop = self._loop
+        if loop is asyncio.get_running_loop():
+            return await self._end_here(waits)
+        if not loop.is_running():  # nothing goes on there, and the lease ends by itself
+            return True
+        ending = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._end_here(waits), loop))
+        while loop.is_running() and not ending.done():
+            await asyncio.wait([ending], timeout=_LOOK)
+        return not ending.done() or ending.cancelled() or ending.result()
+
+    async def _end_here(self, waits: bool) -> bool:
         self._end_reading()
-        with suppress(StreamingError):  # then it ends by itself
-            await self._lease.let_go()
+        if _handles_for.get() is self:
+            return False
+        while waits and self._is_handling:
+            await wait_until(self._waiting_for_end, lambda: not self._is_handling)
+        lease = self._lease
+        if lease is None:
+            while self in self._stream._consumers:
+                await wait_until(self._waiting_for_end, lambda: self not in self._stream._consumers)
+        elif not self._is_handling:  # otherwise its block lets go
+            try:
+                await self._commit_dealt_with()
+            except StreamingError:
+                _logger.exception("consumer %s could not commit as it ended", self.name)
+            await self._let_go(lease)
+        return True
 
     def _end_reading(self) -> None:
         if self._reader is not None:
@@ -363,6 +424,7 @@ class Consumer:
             ValueError: a time without timezone.
             StreamClosed: the stream or the log has been closed.
         """
+        self._stream._check_open()
         cursor, start = await self._place(to)
         if self._lease is not None:
             await to_the_end(self._reset(cursor, start))
@@ -371,7 +433,7 @@ class Consumer:
         try:
             await lease.store(**_said(cursor, start), attempts={})
         finally:
-            await lease.let_go()
+            await self._let_go(lease)
 
     async def _reset(self, cursor: str, start: Start) -> None:
         async with self._turn, self._as_holder() as lease:
@@ -384,6 +446,8 @@ class Consumer:
             _, before = self._held()
             self._begin(reader, cursor, start)
             self._blames = False
+            if before.ended:  # the stream has been closed meanwhile, or the lease lost
+                reader.end()
             before.end()  # whoever waits there goes on here
             before.close()
 
@@ -458,13 +522,14 @@ class Consumer:
     async def _commit_dealt_with(self) -> None:
         await self._commit_yielded(self._dealt_with)
 
-    async def _deal(self) -> None:
-        """Take what was yielded as dealt with, and commit that if it is time."""
-        if not self._commits_itself or not self._yielded:
-            return
-        self._dealt_with = self._yielded.last
-        if self._commit_seconds is not None and self._due == math.inf:
-            self._due = asyncio.get_running_loop().time() + self._commit_seconds
+    def _take_as_dealt_with(self) -> None:
+        """Take what was yielded as dealt with, if that is to be committed by itself."""
+        if self._commits_itself and self._yielded:
+            self._dealt_with = self._yielded.last
+            if self._commit_seconds is not None and self._due == math.inf:
+                self._due = asyncio.get_running_loop().time() + self._commit_seconds
+
+    async def _commit_if_many(self) -> None:
         if self._commit_every is not None and len(self._yielded) >= self._commit_every:
             await self._commit_dealt_with()
         await self._commit_if_due()
@@ -509,12 +574,13 @@ class Consumer:
     async def _next(self, limit: int, seconds: float) -> list[Entry]:
         """Deal with what was yielded, and yield more; none: the stream or the log is closed."""
         self._held()
+        self._take_as_dealt_with()
         found: list[Entry] = []
         try:
             if self._turns.are_due:
                 await self._turns.give()
             await self._check_lease()
-            await self._deal()
+            await self._commit_if_many()
             goes_on = True
             while goes_on and not found:
                 goes_on = await self._fill(limit, seconds)
@@ -637,17 +703,35 @@ class Consumer:
             if self._blames and self._commits_itself:
                 one_by_one_until = await self._log._end()
             while entries := await self._next(1, 0.0):
-                event, record, number = entries[0]
-                if record is None:
-                    await attempts.tell(event)
-                elif attempts.dead_letter not in record.topics:
-                    blames, self._blames = self._blames, False
-                    await attempts.make(entries[0], record, blames=blames)
-                if record is None or record.position <= one_by_one_until:
-                    await self._commit_yielded(number)
+                with self._handling():
+                    await self._handle(entries[0], attempts, one_by_one_until)
         except StreamClosed:
             if not self._held()[1].ended:
                 raise
+
+    async def _handle(self, entry: Entry, attempts: Attempts, one_by_one_until: float) -> None:
+        record = entry.record
+        if record is None:
+            await attempts.tell(entry.event)
+        elif attempts.dead_letter not in record.topics:
+            blames, self._blames = self._blames, False
+            await attempts.make(entry, record, blames=blames)
+        self._take_as_dealt_with()
+        if record is None or record.position <= one_by_one_until:
+            await self._commit_yielded(entry.number)
+
+    @contextmanager
+    def _handling(self) -> Iterator[None]:
+        """Until an event has been dealt with, the lease stays, though the stream be closed."""
+        self._is_handling = True
+        token = _handles_for.set(self)
+        try:
+            yield
+        finally:
+            with suppress(ValueError):  # it was left for dead, and is now collected
+                _handles_for.reset(token)
+            self._is_handling = False
+            wake_all(self._waiting_for_end)
 
 
 class _Batches:

@@ -63,6 +63,9 @@ class LogStream(Stream):
         self._runs = Runs(self.log, lease, self._events_of)
         self._deliveries: dict[str, _Delivery] = {}
         self._consumers: set[Consumer] = set()
+        # Those whose handlers close the stream, and for whom the log is not closed yet.
+        self._closing: set[Consumer] = set()
+        self._log_waits = False
         # Those that have been unsubscribed and whose handler still runs.
         self._leaving: set[Pump] = set()
         self._open_readers: set[Reader] = set()
@@ -418,11 +421,12 @@ class LogStream(Stream):
     async def aclose(self, *, drain: bool = True) -> None:
         """End the stream: let handlers deal with what was published, then end subscriptions.
 
-        Its runs are interrupted, and say so.
+        Its runs are interrupted, and say so. Its consumers end: the handler of `Consumer.run` deals
+        with the event that it has; what is dealt with is committed.
 
         Args:
-            drain: False: handlers are interrupted, and what waits to be appended is given up, and
-                counted as dropped.
+            drain: False: handlers are interrupted, but for those of consumers, which nobody waits
+                for; and what waits to be appended is given up, and counted as dropped.
         """
         self._closed = True
         pumps = {delivery.pump for delivery in self._deliveries.values()} | self._leaving
@@ -445,9 +449,23 @@ class LogStream(Stream):
         for pump in pumps:
             await pump.finish()
         await self._outbox.finish()
-        for consumer in tuple(self._consumers):
-            await consumer._end()
-        if self._owns_log:
+        consumers = tuple(self._consumers)
+        for consumer in consumers:
+            consumer._end_reading()
+        try:
+            for consumer in consumers:
+                if not await consumer._end(waits=drain):
+                    self._closing.add(consumer)
+        finally:
+            self._log_waits = bool(self._closing)
+            if self._owns_log and not self._closing:
+                await self.log.close()
+
+    async def _consumer_left(self, consumer: Consumer) -> None:
+        self._consumers.discard(consumer)
+        self._closing.discard(consumer)
+        if self._owns_log and self._log_waits and not self._closing:
+            self._log_waits = False
             await self.log.close()
 
 
