@@ -18,6 +18,7 @@ from codomyrmex.events.streaming import (
     async_stream,
     errors,
     hub,
+    log,
     models,
     processors,
     stream,
@@ -113,7 +114,7 @@ class TestWhatItNeeds:
             outer = [
                 name
                 for name in sys.modules
-                for room in ("hub", "server", "cli", "testing")
+                for room in ("hub", "log", "server", "cli", "testing")
                 if name.startswith(f"codomyrmex.events.streaming.{room}")
             ]
             assert not outer, outer
@@ -127,6 +128,7 @@ class TestWhatItOffers:
             *async_stream.__all__,
             *errors.__all__,
             *hub.__all__,
+            *log.__all__,
             *stream.__all__,
             *(set(models.__all__) - {"Filter", "Handler", "check_event", "control_event"}),
             *(set(processors.__all__) - {"ErrorPolicy"}),
@@ -160,6 +162,7 @@ class TestWhatItOffers:
 
     def test_the_hub_is_loaded_when_it_is_asked_for(self) -> None:
         assert streaming.Hub is hub.Hub
+        assert streaming.SQLiteLog is log.SQLiteLog
 
     def test_it_is_typed(self) -> None:
         assert importlib.resources.files(streaming).joinpath("py.typed").is_file()

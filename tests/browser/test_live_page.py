@@ -11,9 +11,8 @@ from playwright.sync_api import Locator, Page, Route, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from codomyrmex.events.streaming.hub import Hub
 from tests.browser.conftest import OpenPage
-from tests.hub.serving import serving
+from tests.hub.serving import open_hub, serving
 from tests.server.process import ServeProcess
 
 expect.set_options(timeout=15_000)
@@ -342,7 +341,7 @@ def test_every_control_has_a_name_and_can_be_reached(
 
 
 def test_it_works_below_another_path(open_page: OpenPage) -> None:
-    hub = Hub()
+    hub = open_hub()
     with serving(hub, Starlette(routes=[Mount("/tools/live", hub)])) as url:
         page = live(open_page(f"{url}/tools/live"))
         page.get_by_role("button", name="Publish", exact=True).click()

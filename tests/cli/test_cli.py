@@ -87,13 +87,15 @@ def test_a_missing_extra_is_named(
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0: "),
         (["--host", "2001:db8::1"], "cannot listen on [2001:db8::1]:0: "),
         (["--host", "no-such-name.invalid"], "cannot listen on no-such-name.invalid:0: "),
+        (["--log", "events.db"], "a log's URL begins with one of"),
+        (["--log", "sqlite:////no/such/directory/events.db"], "/no/such/directory/events.db"),
         (["--host", "a" * 64], f"cannot listen on {'a' * 64}:0: not a host name"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(
     arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["serve", "--port", "0", *arguments]) == 1
+    assert cli.main(["serve", "--port", "0", "--log", "memory://", *arguments]) == 1
     captured = capsys.readouterr()
     [line] = captured.err.splitlines()
     assert line.startswith("codomyrmex-streaming: ")

@@ -958,9 +958,9 @@ class TestNotes:
             assert (await log.locate("run/2")).status == "found"
             counts = log.statistics()
             assert (counts.earliest, counts.latest, counts.records) == ("run/2", "x/79", 2)
+            # Of single topics a log knows only where the last was that has gone.
             async with aclosing(log.tail("run/2", ["run", "x"], limit=1)) as tail:
-                assert await take(tail, 5) == [
-                    Gap("run/2", "trimmed", None),
+                assert await take(tail, 4) == [
                     "run/3",
                     Gap("run/3", "trimmed", None),
                     "x/78",
@@ -985,6 +985,66 @@ class TestNotes:
                 assert await take(tail, 2) == [Gap("run/2", "trimmed", 8), "x/2"]
             batch = await log.read("run/2", limit=1)
             assert (batch.gap, ids(batch)) == (Gap("run/2", "trimmed", 8), ["x/2"])
+
+    async def test_that_go_under_a_reader_of_the_last_are_told_as_well(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log(retention=Retention(count=5)) as log:
+            note = await log._change(Change(Note("run", {}), keep=("run", 0)))
+            assert note is not None
+            for number in range(20):
+                await log.append(events(f"run/{number}", f"x/{number}"))
+            await log.trim()
+            async with (
+                aclosing(log.tail(last=18, limit=4, topics="run")) as tail,
+                aclosing(log.tail("run/0", limit=4, replay_limit=12)) as limited,
+            ):
+                assert await take(tail, 4) == [f"run/{number}" for number in range(2, 6)]
+                assert await take(limited, 5) == [
+                    Gap("run/0", "trimmed", 17 + 10),
+                    *(f"run/{number}" for number in range(11, 15)),
+                ]
+                await log._change(Change(note, gone=True))
+                await log.trim()
+                assert await take(tail, 3) == [
+                    Gap("run/5", "trimmed", 12),
+                    "run/18",
+                    "run/19",
+                ]
+                assert await take(limited, 6) == [
+                    Gap("run/14", "trimmed", 3),
+                    "x/17",
+                    "run/18",
+                    "x/18",
+                    "run/19",
+                    "x/19",
+                ]
+
+    async def test_one_loss_is_told_once_and_not_before_its_place(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=3)) as log:
+            await log._change(Change(Note("run", {}), keep=("x.run", 0)))
+            await log.append(events("q/0"))
+            await log.append(
+                [Event(id=f"run/{number}", metadata={"topic": "x.run"}) for number in range(8)]
+            )
+            await log.append([Event(id="lost", metadata={"topic": "x.other"})])
+            await log.append(events(*(f"q/{number}" for number in range(1, 6))))
+            await log.trim()
+            for topics in ("x.*", ["x.run", "x.other"]):
+                async with aclosing(log.tail("q/0", topics, limit=4)) as tail:
+                    assert await take(tail, 9) == [
+                        *(f"run/{number}" for number in range(8)),
+                        Gap("run/7", "trimmed", None),
+                    ]
+
+    async def test_a_limit_that_takes_nothing_hides_no_gap(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=5)) as log:
+            await log.append(events(*(f"t/{number}" for number in range(31))))
+            await log.trim()
+            for topics, missed in (("*", 25), ("t", None)):
+                async with aclosing(log.tail("t/0", topics, replay_limit=8)) as tail:
+                    found = [f"t/{number}" for number in range(26, 31)]
+                    assert await take(tail, 6) == [Gap("t/0", "trimmed", missed), *found]
 
     async def test_keep_what_has_other_topics_too(self, open_log: OpenLog) -> None:
         async with open_log(retention=Retention(count=1)) as log:

@@ -5,8 +5,8 @@ import httpx
 import pytest
 
 from codomyrmex.events.streaming.hub import Hub
-from codomyrmex.events.streaming.stream import SSEStream
-from tests.hub.serving import PATIENCE, ServedUrl, serving
+from codomyrmex.events.streaming.log import Log, MemoryLog
+from tests.hub.serving import PATIENCE, ServedUrl, open_hub, serving
 
 
 class CurrentHub:
@@ -25,7 +25,7 @@ def current() -> CurrentHub:
 
 @pytest.fixture(scope="session")
 def shared_url(current: CurrentHub) -> Iterator[ServedUrl]:
-    with serving(Hub(), current) as url:
+    with serving(open_hub(), current) as url:
         yield url
 
 
@@ -36,13 +36,13 @@ def shared_client(shared_url: ServedUrl) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def stream() -> SSEStream:
-    return SSEStream(buffer_size=1000)
+def log() -> MemoryLog:
+    return MemoryLog()
 
 
 @pytest.fixture
-def hub(stream: SSEStream) -> Hub:
-    return Hub(stream, allowed_origins=["https://friend.example"])
+def hub(log: Log) -> Hub:
+    return open_hub(log, allowed_origins=["https://friend.example"])
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 import httpx
 import uvicorn
 
-from codomyrmex.events.streaming.hub import Hub
+from codomyrmex.events.streaming.hub import Hub, everyone
+from codomyrmex.events.streaming.log import Log, Record
+from codomyrmex.events.streaming.models import Event
 from codomyrmex.events.streaming.server.hub_server import HubServer
 
 T = TypeVar("T")
@@ -46,6 +48,11 @@ class ServedUrl(str):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE)
 
 
+def open_hub(log: Log | str = "memory://", **options: Any) -> Hub:
+    """A hub that whoever reaches it may use."""
+    return Hub(log, authorize=everyone, **options)
+
+
 @contextmanager
 def serving(hub: Hub, app: Callable[..., Any] | None = None, **options: Any) -> Iterator[ServedUrl]:
     """Serve `hub`, or an `app` that contains it."""
@@ -74,6 +81,11 @@ def serving(hub: Hub, app: Callable[..., Any] | None = None, **options: Any) -> 
             yield url
         finally:
             stop()
+
+
+def append(log: Log, *events: Event | Record) -> None:
+    """Append events to a log that any thread may use."""
+    asyncio.run(log.append(events))
 
 
 def error_of(answer: httpx.Response) -> str:

@@ -12,9 +12,9 @@ from websockets.sync.client import connect
 
 from codomyrmex.events.streaming.codec.sse import Decoder
 from codomyrmex.events.streaming.hub import Hub
+from codomyrmex.events.streaming.log import Log
 from codomyrmex.events.streaming.models import Event
-from codomyrmex.events.streaming.stream import SSEStream
-from tests.hub.serving import PATIENCE, ServedUrl, error_of, serving
+from tests.hub.serving import PATIENCE, ServedUrl, append, error_of, open_hub, serving
 
 
 def test_health(client: httpx.Client) -> None:
@@ -68,15 +68,15 @@ def test_a_rebound_name_reads_nothing(client: httpx.Client, path: str) -> None:
     assert "rebound.example" in error_of(answer)
 
 
-def test_a_rebound_name_publishes_nothing(client: httpx.Client, stream: SSEStream) -> None:
+def test_a_rebound_name_publishes_nothing(client: httpx.Client, log: Log) -> None:
     headers = {"Host": "rebound.example", "Origin": "http://rebound.example"}
     assert client.post("/events/t", content="1", headers=headers).status_code == 403
-    assert stream.statistics().published == 0
+    assert log.statistics().appended == 0
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null"])
 def test_a_foreign_page_publishes_and_reads_nothing(
-    client: httpx.Client, stream: SSEStream, origin: str
+    client: httpx.Client, log: Log, origin: str
 ) -> None:
     headers = {"Origin": origin}
     for answer in (
@@ -87,7 +87,7 @@ def test_a_foreign_page_publishes_and_reads_nothing(
         assert answer.status_code == 403
         assert origin in error_of(answer)
         assert "access-control-allow-origin" not in answer.headers
-    assert stream.statistics().published == 0
+    assert log.statistics().appended == 0
 
 
 def test_its_own_page_publishes(client: httpx.Client, url: str) -> None:
@@ -141,8 +141,8 @@ def test_a_request_without_a_host_is_refused(url: ServedUrl) -> None:
     assert "no Host header" in text
 
 
-def test_it_can_be_mounted_below_a_path(stream: SSEStream) -> None:
-    hub = Hub(stream)
+def test_it_can_be_mounted_below_a_path(log: Log) -> None:
+    hub = open_hub(log)
     app = Starlette(routes=[Mount("/live", hub)])
     with serving(hub, app) as url, httpx.Client(base_url=url, timeout=PATIENCE) as client:
         assert client.get("/live/").text.startswith("<!doctype html>")
@@ -160,9 +160,9 @@ def test_it_can_be_mounted_below_a_path(stream: SSEStream) -> None:
             assert "subscribed" in json.loads(websocket.recv(PATIENCE))
 
 
-def test_below_the_root_path_of_a_proxy(stream: SSEStream) -> None:
+def test_below_the_root_path_of_a_proxy(log: Log) -> None:
     # uvicorn's option: the proxy cuts the prefix off, and the server puts it before the path.
-    with serving(Hub(stream), root_path="/live") as url:
+    with serving(open_hub(log), root_path="/live") as url:
         assert httpx.get(f"{url}/healthz").status_code == 200
         assert httpx.post(f"{url}/events/t", content="1").json()["topic"] == "t"
 
@@ -176,18 +176,18 @@ def test_below_the_root_path_of_a_proxy(stream: SSEStream) -> None:
     ],
 )
 def test_the_mount_point_itself_leads_to_the_page(path: str, root_path: str, location: str) -> None:
-    status, headers, _ = ask(Hub(), path=path, root_path=root_path)
+    status, headers, _ = ask(open_hub(), path=path, root_path=root_path)
     assert status == 308
     assert headers[b"location"].decode() == location
 
 
 def test_without_a_mount_point_an_empty_path_is_the_page() -> None:
-    assert ask(Hub(), path="")[0] == 200
+    assert ask(open_hub(), path="")[0] == 200
 
 
 def test_frameworks_that_cut_off_the_mount_point() -> None:
-    assert ask(Hub(), path="/healthz", root_path="/live")[0] == 200
-    assert ask(Hub(), path="/lively", root_path="/live")[0] == 404
+    assert ask(open_hub(), path="/healthz", root_path="/live")[0] == 200
+    assert ask(open_hub(), path="/lively", root_path="/live")[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -205,13 +205,13 @@ def test_a_framework_that_puts_a_slash_behind_every_path(
     path: str, raw_path: bytes | None, status: int
 ) -> None:
     # Litestar does, and says nothing about where the hub is mounted.
-    assert ask(Hub(), path=path, raw_path=raw_path)[0] == status
+    assert ask(open_hub(), path=path, raw_path=raw_path)[0] == status
 
 
 def test_the_slash_at_the_end_of_a_topic_is_its_own() -> None:
     for raw_path, topic in ((b"/a", "a"), (b"/a/", "a/"), (b"/a%2F", "a/"), (b"/a%2f", "a/")):
         raw_path = b"/live/events" + raw_path
-        _, _, body = ask(Hub(), method="POST", path="/events/a/", raw_path=raw_path, body=b"1")
+        _, _, body = ask(open_hub(), method="POST", path="/events/a/", raw_path=raw_path, body=b"1")
         assert json.loads(body)["topic"] == topic
 
 
@@ -219,7 +219,7 @@ def test_the_slash_at_the_end_of_a_topic_is_its_own() -> None:
     ("raw_path", "location"), [(b"/live", "/live/"), (b"//evil.example", "/evil.example/")]
 )
 def test_what_was_asked_for_tells_the_mount_point(raw_path: bytes, location: str) -> None:
-    status, headers, _ = ask(Hub(), path="/", raw_path=raw_path)
+    status, headers, _ = ask(open_hub(), path="/", raw_path=raw_path)
     assert status == 308
     assert headers[b"location"].decode() == location
 
@@ -249,11 +249,11 @@ def ask(hub: Hub, body: bytes = b"", **scope: Any) -> tuple[int, dict[bytes, byt
 
 def test_other_scopes_are_not_its_own() -> None:
     with pytest.raises(NotImplementedError, match="ftp"):
-        ask(Hub(), type="ftp")
+        ask(open_hub(), type="ftp")
 
 
 def test_lifespan() -> None:
-    hub = Hub()
+    hub = open_hub()
     messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent = []
 
@@ -279,7 +279,7 @@ def test_a_handshake_is_refused_where_the_server_cannot_carry_a_reason() -> None
 
     scope = {"type": "websocket", "path": "/no", "query_string": b"", "server": None}
     headers = [(b"host", b"localhost")]
-    asyncio.run(Hub()({**scope, "headers": headers}, receive, send))
+    asyncio.run(open_hub()({**scope, "headers": headers}, receive, send))
     [message] = sent
     assert message["type"] == "websocket.close"
     assert message["code"] == 1008
@@ -287,7 +287,7 @@ def test_a_handshake_is_refused_where_the_server_cannot_carry_a_reason() -> None
 
 
 def test_closing_ends_what_is_open_and_tells_why() -> None:
-    hub = Hub()
+    hub = open_hub()
     with serving(hub) as url, ExitStack() as stack:
         client = stack.enter_context(httpx.Client(base_url=url, timeout=PATIENCE))
         answer = stack.enter_context(client.stream("GET", "/events?topic=a"))
@@ -295,7 +295,7 @@ def test_closing_ends_what_is_open_and_tells_why() -> None:
         next(chunks)
         websocket = stack.enter_context(connect(f"{url.websocket}/ws?topic=a"))
         websocket.recv(PATIENCE)
-        assert hub.stream.statistics().subscribers == 2
+        assert hub.log.statistics().readers == 2
         url.run(hub.aclose())
         url.run(hub.aclose())
 
@@ -308,7 +308,7 @@ def test_closing_ends_what_is_open_and_tells_why() -> None:
             websocket.recv(PATIENCE)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
-        assert hub.stream.statistics().subscribers == 0
+        assert hub.log.statistics().readers == 0
 
         for method, path in (
             ("GET", "/events?topic=a"),
@@ -347,7 +347,7 @@ async def test_a_body_that_trickles_in_is_refused_in_time() -> None:
 
     scope = {"type": "http", "method": "POST", "path": "/events/t", "query_string": b""}
     headers = [(b"host", b"localhost")]
-    await Hub()({**scope, "headers": headers, "server": None}, receive, send)
+    await open_hub()({**scope, "headers": headers, "server": None}, receive, send)
     assert loop.time() == 30.0
     assert sent[0]["status"] == 408
     assert (b"connection", b"close") in sent[0]["headers"]
@@ -366,19 +366,19 @@ def test_a_client_that_leaves_during_the_handshake_is_no_error() -> None:
             headers = [(b"host", b"localhost")]
             extensions: dict[str, Any] = {name: {} for name in extension}
             asked = {**scope, "headers": headers, "extensions": extensions}
-            asyncio.run(Hub()(asked, receive, send))
+            asyncio.run(open_hub()(asked, receive, send))
 
 
-def test_the_stream_of_another_stays_open(stream: SSEStream) -> None:
-    hub = Hub(stream)
+def test_the_log_of_another_stays_open(log: Log) -> None:
+    hub = open_hub(log)
     asyncio.run(hub.aclose())
-    stream.publish_nowait(Event())
-    assert stream.statistics().published == 1
-    assert hub.stream is stream
+    append(log, Event())
+    assert log.statistics().appended == 1
+    assert hub.log is log
 
 
-def test_a_closed_stream_is_told(client: httpx.Client, stream: SSEStream) -> None:
-    asyncio.run(stream.aclose())
+def test_a_closed_log_is_told(client: httpx.Client, log: Log) -> None:
+    asyncio.run(log.close())
     for answer in (client.get("/events?topic=a"), client.post("/events/t", content="1")):
         assert answer.status_code == 503
         assert "closed" in error_of(answer)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from codomyrmex.events.streaming.hub.authorize import Visitor
 from codomyrmex.events.streaming.hub.connection import ABORT_EXTENSION, Connection, SlowReader
 from codomyrmex.events.streaming.hub.http import ClientGone
 from codomyrmex.events.streaming.testing import cancel_at_every_await
@@ -43,7 +44,7 @@ class Peer:
         scope: dict[str, Any] = {"type": self.kind}
         if can_abort:
             scope["extensions"] = {ABORT_EXTENSION: {"abort": self.abort}}
-        return Connection(scope, self.receive, self.send, 10.0)
+        return Connection(scope, self.receive, self.send, Visitor(), 10.0)
 
 
 def now() -> float:
@@ -147,10 +148,11 @@ async def test_what_a_runner_raises_is_not_lost(error: Exception) -> None:
 async def test_closing_ends_the_race_and_leaves_time_for_last_words() -> None:
     peer = Peer()
     connection = peer.connect()
-    asyncio.get_running_loop().call_later(1.5, connection.close, 0.5)
-    asyncio.get_running_loop().call_later(1.5, connection.close, 5.0)
+    asyncio.get_running_loop().call_later(1.5, connection.close, 0.5, "over")
+    asyncio.get_running_loop().call_later(1.5, connection.close, 5.0, "later")
     await connection.race(write_for_ever(connection), connection.gone())
     assert connection.closing
+    assert connection.reason == "over"
     assert now() == 1.5
     await connection.say_last({"n": "bye"}, {"n": "end"})
     assert peer.sent == [0, 1, "bye", "end"]
@@ -160,7 +162,7 @@ async def test_last_words_to_one_that_does_not_read() -> None:
     peer = Peer()
     peer.reads = False
     connection = peer.connect()
-    connection.close(0.5)
+    connection.close(0.5, "over")
     await connection.race(connection.gone())
     await connection.say_last({"n": "bye"}, {"n": "end"})
     assert now() == 0.6

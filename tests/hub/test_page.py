@@ -7,9 +7,8 @@ from importlib.resources import files
 import httpx
 import pytest
 
-from codomyrmex.events.streaming.hub import Hub
-from codomyrmex.events.streaming.stream import SSEStream
-from tests.hub.serving import ServedUrl, error_of, serving
+from codomyrmex.events.streaming.log import Log
+from tests.hub.serving import ServedUrl, error_of, open_hub, serving
 
 PAGE = files("codomyrmex.events.streaming.hub") / "page"
 FILES = {
@@ -115,8 +114,11 @@ def test_nothing_else_is_there(url: ServedUrl, path: str) -> None:
             assert answer.readline().split()[1] == b"404"
 
 
-def test_a_hub_without_a_page(stream: SSEStream) -> None:
-    with serving(Hub(stream, page=False)) as url, httpx.Client(base_url=url) as client:
+def test_a_hub_without_a_page(log: Log) -> None:
+    with (
+        serving(open_hub(log, page=False)) as url,
+        httpx.Client(base_url=url) as client,
+    ):
         for path in ("/", "/page/page.css"):
             answer = client.get(path)
             assert answer.status_code == 404

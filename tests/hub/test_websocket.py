@@ -9,11 +9,12 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
-from codomyrmex.events.streaming.hub import Hub
+from codomyrmex.events.streaming.hub.websocket import SUBPROTOCOL
+from codomyrmex.events.streaming.log import Log, Record
 from codomyrmex.events.streaming.models import Event
-from codomyrmex.events.streaming.stream import SSEStream
-from tests.hub.serving import PATIENCE, ServedUrl, eventually, serving
+from tests.hub.serving import PATIENCE, ServedUrl, append, eventually
 
 
 @contextmanager
@@ -44,20 +45,25 @@ def refused(url: ServedUrl, path: str, **options: Any) -> tuple[int, str]:
     return answer.status_code, json.loads(answer.body or b"")["error"]
 
 
-def test_events_arrive_whole(url: ServedUrl, stream: SSEStream) -> None:
+def test_events_arrive_whole(url: ServedUrl, log: Log) -> None:
     sent = Event(id="1", type="order.paid", data={"a": None}, metadata={"topic": "orders.paid"})
     with connected(url, "topic=orders.*") as websocket:
-        stream.publish_nowait(Event(metadata={"topic": "other"}))
-        stream.publish_nowait(sent)
+        append(log, Event(metadata={"topic": "other"}))
+        append(log, sent)
         message = receive(websocket)
     assert list(message) == ["event"]
     assert Event.from_dict(message["event"]) == sent
 
 
-def test_the_first_message_tells_the_subscription(url: ServedUrl) -> None:
+def test_the_first_message_tells_the_subscription(url: ServedUrl, log: Log) -> None:
+    append(log, Event(id="first", metadata={"topic": "a"}))
     with connect(f"{url.websocket}/ws?topic=a&topic=b&last_event_id=7") as websocket:
         assert receive(websocket) == {
-            "subscribed": {"topics": ["a", "b"], "last_event_id": "7"},
+            "subscribed": {"topics": ["a", "b"], "after": "7", "earliest": "first"},
+        }
+    with connect(f"{url.websocket}/ws?topic=a") as websocket:
+        assert receive(websocket) == {
+            "subscribed": {"topics": ["a"], "after": "first", "earliest": "first"},
         }
 
 
@@ -93,11 +99,27 @@ def test_answers_come_in_order(url: ServedUrl) -> None:
         ('{"publish": {"topic": "t", "data": NaN}}', "not JSON"),
         ('{"publish": {"topic": "t", "data": "\\ud800"}}', "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("null", "an object with one key"),
-        ("[]", "an object with one key"),
-        ("{}", "an object with one key"),
-        ('{"subscribe": {}}', "an object with one key"),
-        ('{"publish": {}, "x": 1}', "an object with one key"),
+        ("null", "an object with one key and"),
+        ("[]", "an object with one key and"),
+        ("{}", "an object with one key and"),
+        ('{"subscribe": {}}', "subscribe takes an object"),
+        ('{"subscribe": {"topics": "a"}}', "topics is an array of strings"),
+        ('{"subscribe": {"topics": [1]}}', "topics is an array of strings"),
+        ('{"subscribe": {"topics": []}, "ref": 1}', "name what to subscribe to"),
+        ('{"subscribe": {"topics": [""]}, "ref": 1}', "at least one character"),
+        ('{"subscribe": {"topics": ["a"], "after": 1}, "ref": 1}', "after is a string"),
+        ('{"subscribe": {"topics": ["a"], "last": true}, "ref": 1}', "last is a whole number"),
+        ('{"subscribe": {"topics": ["a"], "last": -1}, "ref": 1}', "last is a number from 0"),
+        ('{"subscribe": {"topics": ["a"], "last": 1, "after": "x"}, "ref": 1}', "not both"),
+        ('{"subscribe": {"topics": ["a"], "first": 1}, "ref": 1}', "subscribe has no 'first'"),
+        ('{"subscribe": {"topics": ["a"]}}', "a subscription with this ref"),
+        ('{"unsubscribe": {}, "ref": "b"}', "no subscription with this ref"),
+        ('{"ping": 1, "ref": true}', "ref is a string"),
+        ('{"ping": 1, "ref": []}', "ref is a string"),
+        (json.dumps({"ping": 1, "ref": "x" * 65}), "up to 64 characters"),
+        ('{"shout": 1}', "there is no 'shout'"),
+        ('{"publish": {"topic": "t", "data": 1, "echo": 1}}', "echo is true or false"),
+        ('{"publish": {}, "x": 1}', "an object with one key and"),
         ('{"publish": "t"}', "publish takes an object"),
         ('{"publish": {"topic": "t"}}', "publish takes an object"),
         ('{"publish": {"data": 1}}', "publish takes an object"),
@@ -122,26 +144,142 @@ def test_a_wrong_message_is_answered_and_ends_nothing(
     with connected(url) as websocket:
         websocket.send(message)
         answer = receive(websocket)
-        assert list(answer) == ["error"]
+        assert list(answer)[:2] == ["error", "status"]
         assert reason in answer["error"]
+        assert 400 <= answer["status"] < 500
         send(websocket, {"publish": {"topic": "t", "data": 1}})
         assert {*receive(websocket), *receive(websocket)} == {"published", "event"}
 
 
-def test_a_message_far_too_large_ends_the_connection(url: ServedUrl, stream: SSEStream) -> None:
+@contextmanager
+def opened(url: ServedUrl, **options: Any) -> Iterator[ClientConnection]:
+    """A WebSocket without a subscription."""
+    with connect(f"{url.websocket}/ws", open_timeout=PATIENCE, **options) as websocket:
+        yield websocket
+
+
+def test_many_subscriptions_each_with_a_cursor_of_its_own(url: ServedUrl, log: Log) -> None:
+    append(log, *(Event(id=f"n{n}", data=n, metadata={"topic": "t"}) for n in range(4)))
+    with opened(url) as websocket:
+        send(websocket, {"subscribe": {"topics": ["t"], "after": "n2"}, "ref": "a"})
+        told = receive(websocket)
+        assert told == {
+            "subscribed": {"topics": ["t"], "after": "n2", "earliest": "n0"},
+            "ref": "a",
+        }
+        message = receive(websocket)
+        assert (message["event"]["id"], message["ref"]) == ("n3", "a")
+        send(websocket, {"subscribe": {"topics": ["t", "u.*"], "last": 2}, "ref": 7})
+        assert receive(websocket)["ref"] == 7
+        for expected in ("n2", "n3"):
+            message = receive(websocket)
+            assert (message["event"]["id"], message["ref"]) == (expected, 7)
+        append(log, Event(id="both", metadata={"topic": "t"}))
+        assert {receive(websocket)["ref"] for _ in range(2)} == {"a", 7}
+        append(log, Event(id="one", metadata={"topic": "u.x"}))
+        assert receive(websocket)["ref"] == 7
+        assert log.statistics().readers == 2
+
+
+def test_a_subscription_can_end_while_others_go_on(url: ServedUrl, log: Log) -> None:
+    with opened(url) as websocket:
+        for ref in ("a", "b"):
+            send(websocket, {"subscribe": {"topics": ["t"]}, "ref": ref})
+            receive(websocket)
+        send(websocket, {"unsubscribe": {}, "ref": "a"})
+        assert receive(websocket) == {"unsubscribed": {"topics": ["t"]}, "ref": "a"}
+        assert log.statistics().readers == 1
+        append(log, Event(metadata={"topic": "t"}))
+        assert receive(websocket)["ref"] == "b"
+        send(websocket, {"subscribe": {"topics": ["t"], "last": 1}, "ref": "a"})  # it is free again
+        assert "subscribed" in receive(websocket)
+        assert receive(websocket)["ref"] == "a"
+
+
+def test_the_subscription_of_the_handshake_can_end_too(url: ServedUrl, log: Log) -> None:
+    with connected(url, "topic=t") as websocket:
+        send(websocket, {"unsubscribe": {}})
+        assert receive(websocket) == {"unsubscribed": {"topics": ["t"]}}
+        assert log.statistics().readers == 0
+
+
+def test_a_hundred_topics_on_one_websocket(url: ServedUrl) -> None:
+    with opened(url) as websocket:
+        for ref in range(2):
+            topics = [f"t{ref}.{n}" for n in range(50)]
+            send(websocket, {"subscribe": {"topics": topics}, "ref": ref})
+            assert "subscribed" in receive(websocket)
+        send(websocket, {"subscribe": {"topics": ["x"]}, "ref": 3})
+        answer = receive(websocket)
+        assert (answer["status"], answer["ref"]) == (400, 3)
+        assert "more than 100 topics" in answer["error"]
+
+
+def test_a_client_need_not_hear_its_own_events(url: ServedUrl) -> None:
+    with connected(url, "topic=chat") as writer, connected(url, "topic=chat") as reader:
+        for number, echo in enumerate((True, False, True)):
+            message = {"publish": {"topic": "chat", "data": number, "echo": echo}, "ref": number}
+            send(writer, message)
+        heard = [receive(writer) for _ in range(5)]
+        assert sorted(each["event"]["data"] for each in heard if "event" in each) == [0, 2]
+        assert [each["ref"] for each in heard if "published" in each] == [0, 1, 2]
+        assert [receive(reader)["event"]["data"] for _ in range(3)] == [0, 1, 2]
+
+
+def test_the_last_thousand_of_its_own_are_remembered(url: ServedUrl) -> None:
+    with opened(url) as websocket:
+        for number in range(1001):
+            publish = {"topic": "t", "data": number, "echo": False, "id": f"n{number}"}
+            send(websocket, {"publish": publish})
+        for _ in range(1001):
+            assert "published" in receive(websocket)
+        send(websocket, {"subscribe": {"topics": ["t"], "after": "earliest"}})
+        assert "subscribed" in receive(websocket)
+        assert receive(websocket)["event"]["id"] == "n0"
+        send(websocket, {"ping": None})
+        assert receive(websocket) == {"pong": None}
+
+
+def test_pings_are_answered_with_what_they_bring(url: ServedUrl) -> None:
+    with opened(url) as websocket:
+        for value in (None, 0, {"a": [1]}, "x"):
+            send(websocket, {"ping": value, "ref": "r"})
+            assert receive(websocket) == {"pong": value, "ref": "r"}
+
+
+def test_an_error_says_what_it_belongs_to(url: ServedUrl) -> None:
+    with opened(url) as websocket:
+        send(websocket, {"publish": {"topic": "a.*", "data": 1}, "ref": 5})
+        answer = receive(websocket)
+        assert (answer["status"], answer["ref"]) == (400, 5)
+        send(websocket, {"publish": {"topic": "t", "data": "x" * 1024 * 1024}, "ref": 6})
+        assert receive(websocket)["status"] == 413
+
+
+def test_the_subprotocol_is_agreed_on(url: ServedUrl) -> None:
+    with opened(url, subprotocols=[Subprotocol("x"), Subprotocol(SUBPROTOCOL)]) as websocket:
+        assert websocket.subprotocol == SUBPROTOCOL
+    with opened(url) as websocket:
+        assert websocket.subprotocol is None
+    status, reason = refused(url, "/ws", subprotocols=[Subprotocol("graphql-ws")])
+    assert status == 400
+    assert SUBPROTOCOL in reason
+
+
+def test_a_message_far_too_large_ends_the_connection(url: ServedUrl, log: Log) -> None:
     with connected(url) as websocket:
         with suppress(ConnectionClosed):
             websocket.send("x" * 20 * 1024 * 1024)
         with pytest.raises(ConnectionClosed):
             receive(websocket)
-    eventually(lambda: stream.statistics().subscribers == 0)
+    eventually(lambda: log.statistics().readers == 0)
 
 
 def test_a_client_that_comes_back_gets_what_it_missed_or_hears_of_a_gap(
-    url: ServedUrl, stream: SSEStream
+    url: ServedUrl, log: Log
 ) -> None:
     for number in range(3):
-        stream.publish_nowait(Event(id=f"n{number}", metadata={"topic": "t"}))
+        append(log, Event(id=f"n{number}", metadata={"topic": "t"}))
     with connected(url, "topic=t&last_event_id=n1") as websocket:
         assert receive(websocket)["event"]["id"] == "n2"
     with connected(url, "topic=t&last_event_id=never-was") as websocket:
@@ -150,48 +288,37 @@ def test_a_client_that_comes_back_gets_what_it_missed_or_hears_of_a_gap(
 
 
 def test_an_event_that_cannot_be_written_does_not_end_the_stream(
-    url: ServedUrl, stream: SSEStream, caplog: pytest.LogCaptureFixture
+    url: ServedUrl, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connected(url) as websocket:
-        stream.publish_nowait(Event(id="bad", metadata={"topic": "t", "cause": object()}))
-        stream.publish_nowait(Event(id="good", metadata={"topic": "t"}))
+        damaged = Record.of(Event(id="bad", data="x"))._replace(body=b"\xff", topics=("t",))
+        asyncio.run(log.append([damaged, Event(id="good", metadata={"topic": "t"})]))
         assert receive(websocket)["event"]["id"] == "good"
     assert "event bad cannot be sent" in caplog.text
 
 
-def test_heartbeats_are_not_sent() -> None:
-    stream = SSEStream(heartbeat_interval=0.02)
-    with serving(Hub(stream)) as url, connected(url) as websocket:
-        with pytest.raises(TimeoutError):
-            websocket.recv(0.2)
-        stream.publish_nowait(Event(id="1"))
-        assert receive(websocket)["event"]["id"] == "1"
-
-
-def test_the_end_of_the_stream_is_told(url: ServedUrl, stream: SSEStream) -> None:
+def test_the_end_of_the_stream_is_told(url: ServedUrl, log: Log) -> None:
     with connected(url) as websocket:
-        [subscription] = stream.statistics().queues
-        asyncio.run(stream.unsubscribe(subscription))
+        asyncio.run(log.close())
         assert receive(websocket) == {"bye": "the stream has ended"}
 
 
-def test_a_client_that_leaves_is_forgotten(url: ServedUrl, stream: SSEStream) -> None:
+def test_a_client_that_leaves_is_forgotten(url: ServedUrl, log: Log) -> None:
     with connected(url):
-        assert stream.statistics().subscribers == 1
-    eventually(lambda: stream.statistics().subscribers == 0)
+        assert log.statistics().readers == 1
+    eventually(lambda: log.statistics().readers == 0)
 
 
-def test_a_client_that_is_cut_off_is_forgotten(url: ServedUrl, stream: SSEStream) -> None:
+def test_a_client_that_is_cut_off_is_forgotten(url: ServedUrl, log: Log) -> None:
     with connected(url) as websocket:
         websocket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         websocket.socket.shutdown(socket.SHUT_RDWR)
-    eventually(lambda: stream.statistics().subscribers == 0)
+    eventually(lambda: log.statistics().readers == 0)
 
 
 @pytest.mark.parametrize(
     ("path", "status", "reason"),
     [
-        ("/ws", 400, "name what to subscribe to"),
         ("/ws?topic=", 400, "at least one character"),
         ("/ws?topic=%00", 400, "control characters"),
         ("/other?topic=a", 404, "no WebSocket is at '/other'"),

@@ -24,11 +24,21 @@ from typing import Any
 
 import pytest
 
-from codomyrmex.events.streaming import LogFull, LogUnusable
-from codomyrmex.events.streaming.log import EARLIEST, Retention, SQLiteLog, peers, sqlite
+from codomyrmex.events.streaming import Event, LogFull, LogUnusable
+from codomyrmex.events.streaming.log import (
+    EARLIEST,
+    Gap,
+    MemoryLog,
+    Retention,
+    SQLiteLog,
+    peers,
+    sqlite,
+    sqlite_file,
+)
 from codomyrmex.events.streaming.log.base import Change, Note
 from codomyrmex.events.streaming.log.followers import Followers
 from codomyrmex.events.streaming.log.peers import Peers
+from codomyrmex.events.streaming.log.sqlite_file import SQLiteFile
 from tests.conformance.test_logs import event, events, ids, read_all, take
 from tests.forks import in_a_child
 
@@ -194,6 +204,50 @@ class TestWaking:
             assert log.statistics().earliest == "3"
             assert await read_all(log) == ["3", "4", "5"]
 
+    async def test_more_than_is_read_at_once_is_read_nevertheless(
+        self, path: Path, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqlite_file, "_PAGE_BYTES", 10_000)
+        await log.append(events("first"))
+        async with SQLiteLog(path) as other, aclosing(log.tail(EARLIEST)) as tail:
+            assert await take(tail, 1) == ["first"]
+            await other.append([Event(id=f"x{n}", data="x" * 1000) for n in range(40)])
+            await log.append(events("own"))
+            assert await take(tail, 41) == [*(f"x{n}" for n in range(40)), "own"]
+            assert await read_all(log) == ["first", *(f"x{n}" for n in range(40)), "own"]
+
+    async def test_one_that_trims_while_another_catches_up(
+        self, path: Path, log: SQLiteLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await log.append(events("first"))
+        other = SQLiteLog(path)
+        latest = SQLiteFile.latest
+
+        def trim_meanwhile(file: SQLiteFile, after: int, last: int, most: int) -> Any:
+            monkeypatch.undo()
+            # What goes meanwhile was there when the reader's question was asked.
+            with sqlite3.connect(path) as writer:
+                writer.execute("DELETE FROM records WHERE position BETWEEN 2 AND 20")
+                writer.execute("UPDATE retained SET first = 21")
+            writer.close()
+            return latest(file, after, last, most)
+
+        async with other, aclosing(log.tail(EARLIEST)) as tail:
+            assert await take(tail, 1) == ["first"]
+            monkeypatch.setattr(SQLiteFile, "latest", trim_meanwhile)
+            await other.append(events(*(f"x/{n}" for n in range(40))))
+            found: list[Any] = []
+            while not found or found[-1] != "x/39":
+                batch = await anext(tail)
+                found += [batch.gap] if batch.gap is not None else []
+                found += ids(batch)
+            assert not isinstance(found[0], Gap) or found.pop(0).missed == 19
+            assert found == [f"x/{n}" for n in range(40)][-len(found) :]
+            # What this one has in memory is where it seems to be.
+            await log.append(events("own"))
+            assert await take(tail, 1) == ["own"]
+            assert await read_all(log, "x/30") == [*(f"x/{n}" for n in range(31, 40)), "own"]
+
     async def test_one_killed_between_its_commit_and_its_ring_hides_nothing(
         self, start: Any, log: SQLiteLog
     ) -> None:
@@ -202,7 +256,7 @@ class TestWaking:
             reading = asyncio.ensure_future(take(tail, 1))
             killed = start(
                 """
-                def say_last(self, position, bytes_until):
+                def say_last(self, position):
                     os.kill(os.getpid(), signal.SIGKILL)
                 peers.Peers.say_last = say_last
 
@@ -503,6 +557,35 @@ class TestForks:
         assert in_a_child(child)
         await log.append(events("4"))
         assert await read_all(log) == ["1", "4"]
+
+    def test_one_that_was_closed_before_is_open_to_the_child(self, path: Path) -> None:
+        log = SQLiteLog(path)
+
+        async def append(log: SQLiteLog, name: str) -> None:
+            async with log:
+                await log.append(events(name))
+
+        asyncio.run(append(log, "1"))
+
+        def child() -> bool:
+            asyncio.run(append(SQLiteLog(path), "2"))
+            return True
+
+        assert in_a_child(child)
+
+    async def test_a_file_that_is_gone_hinders_no_other_log(
+        self, path: Path, log: SQLiteLog
+    ) -> None:
+        await log.append(events("1"))
+        path.unlink()
+        others = [MemoryLog() for _ in range(20)]
+        for other in others:
+            other._lock.acquire()
+        try:
+            assert in_a_child(lambda: not any(other._lock.locked() for other in others))
+        finally:
+            for other in others:
+                other._lock.release()
 
     def test_one_that_was_not_open_yet_is_the_childs_own(self, path: Path) -> None:
         log = SQLiteLog(path)

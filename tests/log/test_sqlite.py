@@ -286,6 +286,31 @@ class TestRetention:
             assert (await log.locate("13")).status == "unknown"
 
 
+class TestOtherThreads:
+    @pytest.mark.real_time
+    async def test_what_goes_while_a_page_is_read_is_not_missing_in_it(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with SQLiteLog(path, Retention(count=10)) as log:
+            await log.append(events("quiet/1"))
+            await log.append(events(*(f"busy/{number}" for number in range(20))))
+            await log.append(events("quiet/2", "busy/20"))
+            await log.trim()
+            log._ring.drop(len(log._ring))  # as after a restart
+            loop, missed = asyncio.get_running_loop(), SQLiteFile._missed
+
+            def append_meanwhile(file: SQLiteFile, *arguments: Any) -> int | None:
+                monkeypatch.undo()
+                more = log.append(events(*(f"busy/{number}" for number in range(30, 60))))
+                asyncio.run_coroutine_threadsafe(more, loop).result(30)
+                asyncio.run_coroutine_threadsafe(log.trim(), loop).result(30)
+                return missed(file, *arguments)
+
+            monkeypatch.setattr(SQLiteFile, "_missed", append_meanwhile)
+            batch = await log.read("quiet/1", "quiet")
+            assert (ids(batch), batch.gap) == (["quiet/2"], None)
+
+
 class TestManyTopics:
     async def test_more_topics_than_there_are_numbers_for_in_memory(
         self, path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,6 +26,8 @@ class ServeProcess:
     def __init__(self, *arguments: str, port: int = 0) -> None:
         self._command = [sys.executable, "-m", "codomyrmex.events.streaming.cli", "serve"]
         self._command += ["--port", str(port), *arguments]
+        if "--log" not in arguments:
+            self._command += ["--log", "memory://"]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process is
 
     @property
@@ -44,7 +46,7 @@ class ServeProcess:
         lines = []
         for line in self._process.stdout:
             lines.append(line)
-            if "publish:" in line:
+            if "log:" in line:
                 lines.append(self._process.stdout.readline())
                 break
         else:

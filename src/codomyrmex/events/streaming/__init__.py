@@ -5,9 +5,10 @@
     await stream.publish(create_event({"total": 9}, topic="orders.new"))
 
 The core needs the standard library only. `testing` is public too, and imported by its own name.
-`Hub` is imported when it is first asked for.
+Logs and the hub are loaded when they are first asked for.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .async_stream import AsyncStream, BatchingStream, WebSocketStream
@@ -38,12 +39,37 @@ from .subscribers import Overflow, QueueStatistics, SubscriberQueue
 from .topics import Exact, Pattern
 
 if TYPE_CHECKING:
-    from .hub import Hub
+    from .hub import Hub, everyone
+    from .log import (
+        EARLIEST,
+        LATEST,
+        Batch,
+        Capabilities,
+        Consumer,
+        Gap,
+        Lag,
+        Location,
+        Log,
+        LogStatistics,
+        LogStream,
+        MemoryLog,
+        Record,
+        Retention,
+        Run,
+        RunStatus,
+        SQLiteLog,
+        open_log,
+    )
 
 __all__ = [
+    "EARLIEST",
+    "LATEST",
     "AlreadyConsumed",
     "AsyncStream",
+    "Batch",
     "BatchingStream",
+    "Capabilities",
+    "Consumer",
     "ConsumerInUse",
     "DecodeError",
     "EncodeError",
@@ -52,11 +78,18 @@ __all__ = [
     "EventType",
     "Exact",
     "FrameError",
+    "Gap",
     "Hub",
     "IdConflict",
     "InMemoryStream",
+    "Lag",
+    "Location",
+    "Log",
     "LogFull",
+    "LogStatistics",
+    "LogStream",
     "LogUnusable",
+    "MemoryLog",
     "MissingExtra",
     "NoBatchHandler",
     "Overflow",
@@ -64,7 +97,12 @@ __all__ = [
     "ProcessorStatistics",
     "PublishTimeout",
     "QueueStatistics",
+    "Record",
+    "Retention",
     "Retry",
+    "Run",
+    "RunStatus",
+    "SQLiteLog",
     "SSEStream",
     "Stream",
     "StreamClosed",
@@ -81,12 +119,16 @@ __all__ = [
     "WebSocketStream",
     "broadcast",
     "create_event",
+    "everyone",
+    "open_log",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Hub":
-        from .hub import Hub  # noqa: PLC0415  (who only needs streams does not load it)
-
-        return Hub
+    # Who only needs streams in memory does not load the rest.
+    if name in __all__:
+        for room in (".log", ".hub"):
+            module = import_module(room, __name__)
+            if name in module.__all__:
+                return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

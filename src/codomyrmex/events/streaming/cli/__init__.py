@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Final
 
-from ..errors import MissingExtra
+from ..errors import LogUnusable, MissingExtra
 
 __all__ = ["main"]
 
@@ -21,7 +21,7 @@ _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 _SERVE_HELP: Final = """\
 Serve a hub over HTTP: a live page, Server-Sent Events, a WebSocket, and publishing with JSON.
-What is published is kept in memory (the newest 2000 events) and gone when the server stops.
+What is published is kept in a log, which a stop and a crash of the server do not harm.
 """
 _SERVE_EXAMPLE: Final = """\
 example:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         _serve(arguments)
-    except (MissingExtra, ValueError) as error:
+    except (LogUnusable, MissingExtra, ValueError) as error:
         return _fail(str(error))
     except OSError as error:
         where = _at(arguments.host, arguments.port)
@@ -78,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_port,
         default=8000,
         help="port to listen on; 0 takes a free one (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--log",
+        default="sqlite:///events.db",
+        metavar="URL",
+        help="where events are kept: sqlite:///FILE, whose retention can be set as in"
+        " sqlite:///events.db?age=86400&bytes=1000000&count=5000 (default: %(default)s, 7 days or"
+        " 1 GiB), or memory://",
     )
     serve.add_argument(
         "--allow-host",
@@ -126,6 +134,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     serve(
         arguments.host,
         arguments.port,
+        log=arguments.log,
         allowed_hosts=arguments.allow_host,
         allowed_origins=arguments.allow_origin,
         page=arguments.page,
@@ -143,6 +152,7 @@ def _greeting(arguments: argparse.Namespace, urls: list[str]) -> list[str]:
         f"  page:     {url}/" if arguments.page else "  page:     none (--no-page)",
         f"  read:     curl -N {shlex.quote(f'{url}/events?topic=*')}",
         f"  publish:  curl -d {shlex.quote(data)} {shlex.quote(f'{url}/events/demo.hello')}",
+        f"  log:      {arguments.log}",
         _who_may(arguments.host),
     ]
 

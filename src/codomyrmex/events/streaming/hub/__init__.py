@@ -7,5 +7,6 @@ and `websocket.py` the endpoints; `connection.py` one streaming answer, which no
 """
 
 from .app import Hub
+from .authorize import everyone
 
-__all__ = ["Hub"]
+__all__ = ["Hub", "everyone"]

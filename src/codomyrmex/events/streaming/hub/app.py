@@ -1,26 +1,33 @@
 """The hub as an ASGI application: what answers which path.
 
-    GET  /                  the live page, and its files under /page/
-    GET  /events?topic=…    events as they happen (Server-Sent Events)
-    POST /events/{topic}    publish: the body is the event's data as JSON
-    GET  /ws?topic=…        both over one WebSocket
-    GET  /healthz           whether the hub takes requests
+    GET  /                          the live page, and its files under /page/
+    GET  /events?topic=…            events as they happen (Server-Sent Events)
+    GET  /events/{topic}/history    those that the log retains, page by page
+    POST /events/{topic}            publish: the body is the event's data as JSON
+    GET  /ws                        all of it over one WebSocket
+    GET  /healthz                   whether the hub takes requests
 
 All paths are below where the application is mounted.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from http import HTTPMethod, HTTPStatus
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from ..codec import json
-from ..models import Event
-from ..stream import SSEStream
+from ..log import Log, LogStream, Record
+from ..models import Event, EventType
+from ..topics import TopicFilter
 from .assets import ASSETS, INDEX
-from .connection import Connection
+from .authorize import Authorize, Gate, Identify, Visitor
+from .connection import POLICY_VIOLATION, Connection, closing
+from .core import Core
+from .feed import Feed
+from .frames import Frames, data_frame, event_frame, event_json
+from .history import history_of
 from .hosts import Hosts
 from .http import (
     NO_STORE,
@@ -33,25 +40,30 @@ from .http import (
     Send,
 )
 from .publish import publish_body
-from .subscribe import EventStream, subscribe
+from .subscribe import EventStream
 from .websocket import EventSocket
 
 __all__ = ["Hub"]
 
-_GET: Final = (HTTPMethod.GET, HTTPMethod.HEAD)
-_POST: Final = (HTTPMethod.POST,)
-_BUFFER_SIZE: Final = 2000
-"""Events that a hub's own stream keeps for readers who come back."""
+_HISTORY: Final = "/history"
+_Endpoint: TypeAlias = Callable[[Request], Awaitable[None]]
 
 
 class _Route(NamedTuple):
-    methods: tuple[HTTPMethod, ...]
-    endpoint: Callable[[Request], Awaitable[None]]
+    endpoints: Mapping[str, _Endpoint]  # by method
     hint: str  # what to do instead of what is not done here
+
+    @property
+    def methods(self) -> str:
+        return ", ".join(self.endpoints)
+
+
+def _reading(endpoint: _Endpoint) -> dict[str, _Endpoint]:
+    return {HTTPMethod.GET: endpoint, HTTPMethod.HEAD: endpoint}
 
 
 class Hub:
-    """An ASGI application that publishes to one stream and streams it out.
+    """A log on the network: an ASGI application that takes events in and streams them out.
 
     It needs no framework, and can be mounted in one. It ends its open answers when the server's
     lifespan ends and when `aclose` is called, whichever is first. A server that waits for open
@@ -59,46 +71,160 @@ class Hub:
     told to stop.
 
     Args:
-        stream: what is published to and read. The default is one of the hub's own, which keeps
-            the last 2000 events and which `aclose` closes; one that is given stays open.
+        log: what is published to and read: a log, or its URL, such as ``sqlite:///events.db``.
+            The default keeps the last 10 000 events in memory. A log that is given stays open; one
+            of a URL is opened when it is first used, and `aclose` closes it.
+        authorize: says whether a subject may ``subscribe`` or ``publish`` to a topic: a function or
+            async function of the subject (None: somebody without a name), the action and the
+            topic. It is asked about private events, which those are that are not said to be
+            public, and about publishing; what it says is good for 60 s. None: nobody may.
+            `everyone`: everybody may do everything.
+        identify: says who is behind a request: a function or async function of the ASGI scope that
+            returns the subject's name, or None. None: nobody has a name.
+        anonymous: whether those without a name may connect, to read public events and what
+            `authorize` lets them; by default if there is an `authorize` and no `identify`.
+        public: topics whose events are public unless one is published as private.
         allowed_hosts: names besides loopback ones by which clients may call the hub; see `Hosts`.
         allowed_origins: origins besides its own whose pages may use the hub; see `Hosts`.
         max_event_bytes: the largest body of a request, or message of a WebSocket, that is taken.
+        keep_alive: after how many seconds without an event a comment is sent instead, so that what
+            is between takes the connection for alive.
         write_timeout: how long, in seconds, a client may take to read before it is cut off.
         reconnect_seconds: when readers are told to come back after a cut: a random time between
             these two, so that they do not come all at once.
         page: whether to serve the live page.
 
     Raises:
-        ValueError: a host or an origin that cannot be one.
+        ValueError: a log's URL, a host or an origin that cannot be one.
+        TopicError: `public` cannot be a topic filter.
+
+    >>> hub = Hub("sqlite:///events.db")
+    >>> async def main():
+    ...     await hub.publish("orders.42", {"state": "paid"})
+    ...     async with hub.subscribe("orders.*", last=10) as events:
+    ...         async for event in events:
+    ...             print(event.data)
     """
 
     def __init__(
         self,
-        stream: SSEStream | None = None,
+        log: "Log | str" = "memory://",
         *,
+        authorize: Authorize | None = None,
+        identify: Identify | None = None,
+        anonymous: bool | None = None,
+        public: TopicFilter = (),
         allowed_hosts: Iterable[str] = (),
         allowed_origins: Iterable[str] = (),
         max_event_bytes: int = 1024 * 1024,
+        keep_alive: float = 30.0,
         write_timeout: float = 10.0,
         reconnect_seconds: tuple[float, float] = (1.0, 3.0),
         page: bool = True,
     ) -> None:
         self._hosts = Hosts(allowed_hosts, allowed_origins)
-        self._owns_stream = stream is None
-        self._stream = SSEStream(buffer_size=_BUFFER_SIZE) if stream is None else stream
-        self._max_event_bytes = max_event_bytes
-        self._write_timeout = write_timeout
-        self._reconnect_seconds = reconnect_seconds
+        self._gate = Gate(authorize, identify, anonymous, public)
+        self._stream = LogStream(log)
+        self._core = Core(
+            self._stream.log,
+            self._gate,
+            {"data": Frames(data_frame, b""), "event": Frames(event_frame, b"")},
+            Frames(event_json, ""),
+            keep_alive,
+            max_event_bytes,
+            write_timeout,
+            reconnect_seconds,
+        )
         self._assets = ASSETS if page else {}
         self._connections: set[Connection] = set()
         self._idle: asyncio.Event | None = None
         self._closed = False
 
     @property
-    def stream(self) -> SSEStream:
-        """The stream that is published to and read."""
+    def log(self) -> Log:
+        """What is published to and read."""
+        return self._core.log
+
+    @property
+    def stream(self) -> LogStream:
+        """The log as a stream, with handlers, consumers and runs."""
         return self._stream
+
+    async def publish(
+        self,
+        topic: str,
+        data: Any = None,
+        event_type: str = EventType.MESSAGE,
+        *,
+        id: str | None = None,  # noqa: A002 - the field's name
+        public: bool | None = None,
+        **metadata: Any,
+    ) -> Event:
+        """Publish an event; returns when the log has stored it.
+
+        Args:
+            topic: where to.
+            data: any JSON value.
+            event_type: the event's type.
+            id: the event's id; None: one of its own. The same event published again under the same
+                id is not stored again.
+            public: whether whoever may connect may read it, or only who is authorized for the
+                topic; None: as the hub's `public` says.
+            metadata: what else is to be known of it.
+
+        Raises:
+            EventError: an id, type or metadata that an event cannot have.
+            The errors of `LogStream.publish`.
+        """
+        event = Event(id, event_type, data, {**metadata, "topic": topic})
+        is_public = self._gate.is_public(topic) if public is None else public
+        await self._stream.publish(Record.of(event, private=not is_public))
+        return event
+
+    def subscribe(
+        self, topic: TopicFilter = "*", *, after: str | None = None, last: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """The events of a topic, as an async context manager of an async iterator.
+
+        Args:
+            topic: a topic, a pattern, or several of them.
+            after: begin after the event with this id, or at `EARLIEST`; None: with what is
+                published from now on.
+            last: begin with so many of the latest events instead.
+
+        Raises:
+            The errors of `LogStream.events`, as the block is entered.
+        """
+        return self._stream.events(topic, after=after, last=last)
+
+    def revoke(self, subject: str) -> int:
+        """End all that a subject reads over the network, and ask `authorize` anew about it.
+
+        Returns:
+            How many connections that were.
+        """
+        self._gate.forget(subject)
+        revoked = [each for each in self._connections if each.visitor.subject == subject]
+        for connection in revoked:
+            connection.close(1.0, "you are not authorized any more", POLICY_VIOLATION)
+        return len(revoked)
+
+    async def reauthorize(self) -> None:
+        """Ask `authorize` anew about everyone, and end what they may not read any more."""
+        self._gate.forget()
+        feeds = [feed for each in self._connections for feed in each.feeds]
+        await asyncio.gather(*(feed.recheck() for feed in feeds))
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Close the hub at the end of the block: the lifespan of an application it is mounted in.
+
+        >>> app = FastAPI(lifespan=hub.lifespan)
+        """
+        try:
+            yield
+        finally:
+            await self.aclose()
 
     async def aclose(self, deadline: float = 0.5) -> None:
         """End every open answer, with a last word to those who read within `deadline` seconds.
@@ -109,10 +235,10 @@ class Hub:
         self._idle = self._idle or asyncio.Event()
         if self._connections:
             for connection in self._connections:
-                connection.close(deadline)
+                connection.close(deadline, "the hub is closing")
             await self._idle.wait()
-        if self._owns_stream:
-            await self._stream.aclose()
+        await self._gate.aclose()
+        await self._stream.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, WebSocket or lifespan of an ASGI server."""
@@ -140,8 +266,8 @@ class Hub:
             route = self._route(request)
             if request.method == HTTPMethod.OPTIONS:
                 await _answer_options(request, route)
-            elif request.method in route.methods:
-                await route.endpoint(request)
+            elif (endpoint := route.endpoints.get(request.method)) is not None:
+                await endpoint(request)
             else:
                 raise Refusal(
                     HTTPStatus.METHOD_NOT_ALLOWED,
@@ -156,43 +282,63 @@ class Hub:
     def _route(self, request: Request) -> _Route:
         path = request.path
         if path == "/events":
-            return _Route(_GET, self._subscribe, "publish with POST /events/{topic}")
+            return _Route(_reading(self._subscribe), "publish with POST /events/{topic}")
         if path.startswith("/events/"):
-            return _Route(_POST, self._publish, "subscribe with GET /events?topic={topic}")
+            reading = _reading(self._history) if path.endswith(_HISTORY) else {}
+            return _Route(
+                {**reading, HTTPMethod.POST: self._publish},
+                "subscribe with GET /events?topic={topic}, or read GET /events/{topic}/history",
+            )
         if path == "/ws":
-            return _Route(_GET[:1], self._no_websocket, "it is a WebSocket")
+            return _Route({HTTPMethod.GET: self._no_websocket}, "it is a WebSocket")
         if path == "/healthz":
-            return _Route(_GET, self._health, "read it with GET")
+            return _Route(_reading(self._health), "read it with GET")
         if self._page_file(path) is not None:
-            return _Route(_GET, self._page, "read it with GET")
+            return _Route(_reading(self._page), "read it with GET")
         raise Refusal(HTTPStatus.NOT_FOUND, f"nothing is at {path!r:.200}")
 
     async def _subscribe(self, request: Request) -> None:
-        answer = EventStream(request, self._reconnect_seconds)
-        with self._open(request) as connection:
-            async with aclosing(await subscribe(self._stream, answer.wanted)) as events:
-                await connection.race(answer.send(connection, events), connection.gone())
+        visitor = await self._gate.admit(request)
+        answer = EventStream(request, self._core)
+        with self._open(request, visitor) as connection:
+            feed = Feed(self._core, visitor, answer.wanted)
+            connection.feeds.add(feed)
+            try:
+                await connection.race(answer.send(connection, feed), connection.gone())
+            finally:
+                feed.close()
+            connection.check_begun()
             if request.method != HTTPMethod.HEAD:
-                await answer.send_end(connection, _reason(connection))
+                await answer.send_end(connection)
 
     async def _publish(self, request: Request) -> None:
         topic = request.path.removeprefix("/events/")
-        published: Event | None = None
+        answer: dict[str, Any] | None = None
+        visitor = await self._gate.admit(request)
 
         async def publish() -> None:
-            nonlocal published
-            body = await request.body(self._max_event_bytes)
-            published = await publish_body(self._stream, request, topic, body)
+            nonlocal answer
+            await self._gate.check(visitor, "publish", topic)
+            body = await request.body(self._core.max_event_bytes)
+            answer = await publish_body(self._core, request, topic, body)
 
-        with self._open(request) as connection:
+        with self._open(request, visitor) as connection:
             await connection.race(publish())
-        if published is None:
-            raise _closed()
-        await request.answer_json(HTTPStatus.CREATED, {"id": published.id, "topic": topic})
+        if answer is None:
+            raise closing()
+        await request.answer_json(HTTPStatus.CREATED, answer)
+
+    async def _history(self, request: Request) -> None:
+        topic = request.path.removeprefix("/events/").removesuffix(_HISTORY)
+        visitor = await self._gate.admit(request)
+        body = await history_of(self._core, request, visitor, topic)
+        await request.answer(
+            HTTPStatus.OK, [(b"content-type", b"application/json"), NO_STORE], body
+        )
 
     async def _health(self, request: Request) -> None:
         if self._closed:
-            raise _closed()
+            raise closing()
         await request.answer_json(HTTPStatus.OK, {"status": "ok"})
 
     async def _no_websocket(self, request: Request) -> None:
@@ -230,24 +376,25 @@ class Hub:
             self._hosts.check(request)
             if request.path != "/ws":
                 raise Refusal(HTTPStatus.NOT_FOUND, f"no WebSocket is at {request.path!r:.200}")
-            socket = EventSocket(request, self._stream, self._max_event_bytes)
-            with self._open(request) as connection:
-                async with aclosing(await subscribe(self._stream, socket.wanted)) as events:
-                    await connection.race(
-                        socket.send(connection, events), socket.answer_messages(connection)
-                    )
-                await socket.send_end(connection, _reason(connection))
+            visitor = await self._gate.admit(request)
+            socket = EventSocket(request, self._core)
+            with self._open(request, visitor) as connection:
+                await socket.run(connection)
+                connection.check_begun()
+                await socket.send_end()
         except ClientGone:
             pass
         except Refusal as refusal:
             await _refuse_handshake(request, refusal)
 
     @contextmanager
-    def _open(self, request: Request) -> Iterator[Connection]:
+    def _open(self, request: Request, visitor: Visitor) -> Iterator[Connection]:
         """Let `aclose` end what is done with this connection."""
         if self._closed:
-            raise _closed()
-        connection = Connection(request.scope, request.receive, request.send, self._write_timeout)
+            raise closing()
+        connection = Connection(
+            request.scope, request.receive, request.send, visitor, self._core.write_timeout
+        )
         self._connections.add(connection)
         try:
             yield connection
@@ -257,16 +404,8 @@ class Hub:
                 self._idle.set()
 
 
-def _reason(connection: Connection) -> str:
-    return "the hub is closing" if connection.closing else "the stream has ended"
-
-
-def _closed() -> Refusal:
-    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the hub is closing", [(b"retry-after", b"1")])
-
-
 def _allow(route: _Route) -> tuple[bytes, bytes]:
-    return (b"allow", ", ".join((*route.methods, HTTPMethod.OPTIONS)).encode())
+    return (b"allow", f"{route.methods}, {HTTPMethod.OPTIONS}".encode())
 
 
 def _cors(origin: str | None) -> Headers:
@@ -280,7 +419,7 @@ async def _answer_options(request: Request, route: _Route) -> None:
     headers = [_allow(route)]
     if request.header(b"access-control-request-method") is not None:
         headers += [
-            (b"access-control-allow-methods", ", ".join(route.methods).encode()),
+            (b"access-control-allow-methods", route.methods.encode()),
             (b"access-control-allow-headers", b"content-type, last-event-id"),
             (b"access-control-max-age", b"600"),
         ]

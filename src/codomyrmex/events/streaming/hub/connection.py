@@ -10,13 +10,33 @@ is left incomplete, and the server closes the connection in its own time.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, Final
 
-from .http import ClientGone, Message, Receive, Scope, Send
+from .authorize import Visitor
+from .feed import Feed
+from .http import ClientGone, Message, Receive, Refusal, Scope, Send
 
-__all__ = ["ABORT_EXTENSION", "Connection", "SlowReader"]
+__all__ = [
+    "ABORT_EXTENSION",
+    "POLICY_VIOLATION",
+    "SERVICE_RESTART",
+    "Connection",
+    "SlowReader",
+    "closing",
+]
 
 ABORT_EXTENSION: Final = "codomyrmex.abort"
+
+
+# Close codes of RFC 6455's registry: to come back, and not to.
+SERVICE_RESTART: Final = 1012
+POLICY_VIOLATION: Final = 1008
+
+
+def closing() -> Refusal:
+    """The answer to what is asked of a hub that closes."""
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the hub is closing", [(b"retry-after", b"1")])
 
 
 class SlowReader(Exception):
@@ -28,25 +48,42 @@ class Connection:
 
     Args:
         scope, receive, send: what the server gave the application.
+        visitor: who the client is.
         write_timeout: how long, in seconds, one write may wait for the client to read.
+
+    Attributes:
+        visitor: who the client is.
+        feeds: what it reads.
     """
 
     __slots__ = (
         "_abort",
         "_closing",
+        "_code",
+        "_has_begun",
         "_is_gone",
         "_loop",
+        "_reason",
         "_receive",
         "_send",
         "_type",
         "_write_timeout",
+        "feeds",
+        "visitor",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, write_timeout: float) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, visitor: Visitor, write_timeout: float
+    ) -> None:
+        self.visitor = visitor
+        self.feeds: set[Feed] = set()
         extension = (scope.get("extensions") or {}).get(ABORT_EXTENSION)
         self._abort: Callable[[], None] | None = extension["abort"] if extension else None
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Future[None] = self._loop.create_future()
+        self._reason = "the stream has ended"
+        self._code = SERVICE_RESTART
+        self._has_begun = False
         self._is_gone = False
         self._receive = receive
         self._send = send
@@ -58,12 +95,38 @@ class Connection:
         """Whether `close` has been called."""
         return self._closing.done()
 
-    def close(self, deadline: float) -> None:
-        """Let `race` end, and give the last words `deadline` seconds. From any thread."""
-        self._loop.call_soon_threadsafe(self._close, deadline)
+    def check_begun(self) -> None:
+        """See whether there is an answer that can be ended.
 
-    def _close(self, deadline: float) -> None:
+        Raises:
+            Refusal: not yet; what to answer instead, as it closes.
+            ClientGone: there is nobody to answer.
+        """
+        if self._is_gone:
+            raise ClientGone
+        if not self._has_begun:
+            raise closing()
+
+    @property
+    def reason(self) -> str:
+        """Why it ends."""
+        for feed in self.feeds:
+            if feed.refusal is not None:
+                return feed.refusal.reason
+        return self._reason
+
+    @property
+    def code(self) -> int:
+        """The same as the close code of a WebSocket."""
+        return self._code
+
+    def close(self, deadline: float, reason: str, code: int = SERVICE_RESTART) -> None:
+        """Let `race` end, and give the last words `deadline` seconds. From any thread."""
+        self._loop.call_soon_threadsafe(self._close, deadline, reason, code)
+
+    def _close(self, deadline: float, reason: str, code: int) -> None:
         if not self._closing.done():
+            self._reason, self._code = reason, code
             self._write_timeout = min(self._write_timeout, deadline)
             self._closing.set_result(None)
 
@@ -74,6 +137,7 @@ class Connection:
             SlowReader: the client read nothing for the write timeout.
             ClientGone: there is no client any more.
         """
+        self._has_begun = True
         try:
             async with asyncio.timeout(self._write_timeout):
                 await self._send(message)

@@ -1,69 +1,171 @@
-"""`POST /events/{topic}`: the body is the event's data as JSON."""
+"""`POST /events/{topic}`: an event, or a batch of them, as JSON.
 
+The body is the event's data; with `format=event` in the query it is the event, an object with
+`data` and what else matters of `type`, `id`, `timestamp` and `metadata`. With `batch=true` it is an
+array of these, and with a content type of newline-delimited JSON it has one on each line. A batch
+is stored whole or not at all.
+"""
+
+from collections.abc import Iterator
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, Final
 
 from ..codec import json
-from ..errors import DecodeError, StreamClosed, StreamingError
+from ..errors import DecodeError, EventError, IdConflict, StreamingError, TooLarge
+from ..ids import uuid7
+from ..log import Log, Record
 from ..models import Event, EventType
-from ..stream import SSEStream
-from ..topics import check_topic
+from .core import Core
+from .feed import unavailable
 from .http import Refusal, Request
 
-__all__ = ["publish_body", "publish_value"]
+__all__ = ["MAX_BATCH", "draft_of", "publish_body", "store"]
+
+MAX_BATCH: Final = 1000
+"""Events that are taken at once: what they cost is bounded, however small they are."""
 
 # Their frames carry no id, since they are how a stream speaks of itself: a client that sent them
 # could make every reader believe that the stream did.
 _OWN_TYPES: Final = frozenset({EventType.HEARTBEAT, EventType.CONNECT, EventType.DISCONNECT})
+# So would these, or they would change when all readers come back.
+_OWN_METADATA: Final = frozenset(("control", "retry"))
+_FIELDS: Final = frozenset(("data", "type", "id", "timestamp", "metadata"))
+_LINES: Final = frozenset(
+    f"application/{name}" for name in ("x-ndjson", "ndjson", "jsonl", "jsonlines", "x-jsonlines")
+)
+_YES: Final = frozenset(("true", "1", ""))
 
 
-async def publish_body(stream: SSEStream, request: Request, topic: str, body: bytes) -> Event:
-    """Publish what a request's body holds to `topic`; `type` and `id` are in its query.
+async def publish_body(core: Core, request: Request, topic: str, body: bytes) -> dict[str, Any]:
+    """Publish what a request's body holds to `topic`, and return what to answer.
 
     Raises:
-        Refusal: 400 when it cannot be an event, 503 when the stream is closed.
+        Refusal: 400 when it cannot be an event, 409 for an id in a batch that another event has,
+            413 when it is too large, 503 when the log does not take it.
     """
     if not body:
+        raise _wrong("the body is empty: it is the event's data as JSON, or null")
+    values, is_batch = _values_of(request, body)
+    if not values:
+        raise _wrong("there is no event in the batch")
+    if len(values) > MAX_BATCH:
         raise Refusal(
-            HTTPStatus.BAD_REQUEST, "the body is empty: it is the event's data as JSON, or null"
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"a batch has up to {MAX_BATCH} events",
         )
+    form = _form_of(request)
+    type_, id_ = request.value("type"), request.value("id")
+    if form == "event" and (type_ is not None or id_ is not None):
+        raise _wrong("with format=event, type and id are in the event, not in the query")
+    if is_batch and id_ is not None:
+        raise _wrong("the events of a batch have an id each, not one in the query")
+    if form == "event":
+        fields = [_fields_of(value) for value in values]
+    else:
+        given = _given(type=type_, id=id_)
+        fields = [{**given, "data": value} for value in values]
+    public = request.value("public")
+    is_public = core.gate.is_public(topic) if public is None else public.lower() in _YES
+    stored = await store(core.log, [draft_of(topic, each, not is_public) for each in fields])
+    if is_batch:
+        return {"ids": [record.id for record in stored], "topic": topic}
+    return {"id": stored[0].id, "topic": topic}
+
+
+def _values_of(request: Request, body: bytes) -> tuple[list[Any], bool]:
+    """The values in a body, and whether they are a batch."""
+    content_type = (request.header(b"content-type") or "").partition(";")[0].strip().lower()
+    batch = request.value("batch")
     try:
-        data = json.decode(body)
+        if content_type in _LINES:
+            return list(islice(_values_of_lines(body), MAX_BATCH + 1)), True
+        value = json.decode(body)
     except DecodeError as error:
-        raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
-    return await publish_value(
-        stream, topic, data, type=request.value("type"), id=request.value("id")
-    )
+        raise _wrong(str(error)) from None
+    if batch is None or batch.lower() not in _YES:
+        return [value], False
+    if not isinstance(value, list):
+        raise _wrong("with batch=true, the body is an array")
+    return value, True
 
 
-async def publish_value(
-    stream: SSEStream,
-    topic: str,
-    data: Any,
-    *,
-    type: str | None,  # noqa: A002 - the field's name
-    id: str | None,  # noqa: A002 - the field's name
-) -> Event:
-    """Publish `data` to `topic`; what the client leaves open is the event's default.
+def _values_of_lines(body: bytes) -> Iterator[Any]:
+    for number, line in enumerate(body.splitlines(), 1):
+        if line and not line.isspace():
+            try:
+                yield json.decode(line)
+            except DecodeError as error:
+                raise DecodeError(f"line {number}: {error}") from None
+
+
+def _form_of(request: Request) -> str:
+    form = request.value("format") or "data"
+    if form not in ("data", "event"):
+        raise _wrong(f"format is one of data, event, not {form!r:.60}")
+    return form
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """The fields of an event that a client sends as an object."""
+    if not isinstance(value, dict) or "data" not in value:
+        raise _wrong('an event is an object: {"data": …}')
+    if unknown := value.keys() - _FIELDS:
+        raise _wrong(f"an event has no {min(unknown)!r:.60}")
+    return value
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def draft_of(topic: str, fields: dict[str, Any], is_private: bool) -> Record:
+    """The record of an event that a client sends; what it leaves open is the event's default.
 
     Raises:
-        Refusal: 400 when it cannot be an event, 503 when the stream is closed.
+        Refusal: 400 when it cannot be an event.
     """
-    fields: dict[str, Any] = {"data": data, "metadata": {"topic": topic}}
-    if type is not None:
-        fields["type"] = type
-    if id is not None:
-        fields["id"] = id
+    metadata = fields.get("metadata")
+    if metadata is None or isinstance(metadata, dict):
+        metadata = metadata or {}
+        if own := metadata.keys() & _OWN_METADATA:
+            raise _wrong(f"metadata {min(own)!r} comes from the stream itself")
+        metadata = {**metadata, "topic": topic}
     try:
-        check_topic(topic)
-        event = Event(**fields)
+        event = Event.from_dict({**fields, "metadata": metadata})
         if event.type in _OWN_TYPES:
-            raise Refusal(
-                HTTPStatus.BAD_REQUEST, f"events of the type {type!r} come from the stream itself"
-            )
-        await stream.publish(event)
-    except StreamClosed:
-        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the stream is closed") from None
+            raise _wrong(f"events of the type {str(event.type)!r} come from the stream itself")
+        return Record.of(event, private=is_private)
     except StreamingError as error:
-        raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
-    return event
+        raise _wrong(str(error)) from None
+
+
+async def store(log: Log, drafts: list[Record]) -> list[Record]:
+    """Append what a client sends, whole or not at all.
+
+    An event whose id another event has is stored under an id of its own: whoever publishes over
+    HTTP may be one of many that do not know of each other.
+
+    Raises:
+        Refusal: 409 when such an id is in a batch, 413 when an event is too large, 503 when the
+            log does not take them.
+    """
+    try:
+        try:
+            return await log.append(drafts)
+        except IdConflict as conflict:
+            if len(drafts) > 1:
+                raise Refusal(
+                    HTTPStatus.CONFLICT, f"{conflict}; nothing of the batch was stored"
+                ) from None
+            return await log.append([drafts[0]._replace(id=uuid7())])
+    except TooLarge as error:
+        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
+    except EventError as error:
+        raise _wrong(str(error)) from None
+    except StreamingError as error:
+        raise unavailable(error) from None
+
+
+def _wrong(reason: str) -> Refusal:
+    return Refusal(HTTPStatus.BAD_REQUEST, reason)

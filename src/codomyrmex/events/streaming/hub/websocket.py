@@ -1,38 +1,57 @@
-"""`GET /ws`: events as they happen and publishing, over one WebSocket.
+"""`GET /ws`: any number of subscriptions, and publishing, over one WebSocket.
 
-One JSON object per message, both ways; its only key says what it is.
+One JSON object per message, both ways. Its first key says what it is; `ref`, which the client
+chooses, says what it belongs to.
 
-    server                                   client
-    {"subscribed": {"topics": […]}}          {"publish": {"topic": …, "data": …}}
-    {"event": {"id": …, "type": …, …}}         with "type" and "id" if they matter
-    {"published": id}, {"error": reason}
-    {"gap": …}, {"lost": …}: what the stream tells its subscriber
-    {"bye": reason}: the hub closes; come back
+    client                                              server
+    {"subscribe": {"topics": […], "after": …}, "ref"}   {"subscribed": {…}, "ref"}
+    {"unsubscribe": {}, "ref"}                          {"unsubscribed": {…}, "ref"}
+    {"publish": {"topic": …, "data": …}, "ref"}         {"published": id, "ref"}
+    {"ping": …}                                         {"pong": …}
+                                                        {"event": {…}, "ref"}
+                                                        {"gap": {…}, "ref"}
+                                                        {"error": reason, "status", "ref"}
+                                                        {"bye": reason}: the hub closes; come back
 
-Every `publish` is answered, in order, by `published` or `error`; an error ends nothing.
+Every message is answered, in order; an error ends nothing. `?topic=…` in the handshake's query is a
+first subscription, without a `ref`.
 """
 
-import logging
-from collections.abc import AsyncGenerator
+import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..codec import json
-from ..errors import DecodeError, StreamingError
-from ..models import Event, EventType
-from ..stream import SSEStream
+from ..errors import DecodeError
 from .connection import Connection
+from .core import Core
+from .feed import MAX_TOPICS, Feed, Wanted
+from .frames import gap_of
 from .http import Message, Refusal, Request
-from .publish import publish_value
-from .subscribe import SubscribeRequest
+from .publish import draft_of, store
+from .subscribe import wanted_by
 
-__all__ = ["EventSocket"]
+__all__ = ["SUBPROTOCOL", "EventSocket"]
 
-logger = logging.getLogger(__name__)
+SUBPROTOCOL: Final = "codomyrmex.events.v1"
 
-# Close codes of RFC 6455's registry that tell a client to come back.
-_SERVICE_RESTART = 1012
-_PUBLISH_FIELDS = frozenset({"topic", "data", "type", "id"})
+_KINDS: Final = ("subscribe", "unsubscribe", "publish", "ping")
+_PUBLISH_FIELDS: Final = frozenset({"topic", "data", "type", "id", "echo", "public"})
+_SUBSCRIBE_FIELDS: Final = frozenset({"topics", "after", "last"})
+_LONGEST_REF: Final = 64
+_MOST_OWN: Final = 1000
+"""Events of the client's own that are remembered not to be sent back to it."""
+
+
+Ref: TypeAlias = str | int | None
+"""What a client calls one of its messages, and the subscription it makes."""
+
+
+class _Subscription(NamedTuple):
+    """What delivers the events of a subscription, and its topics."""
+
+    task: "asyncio.Task[bool]"
+    topics: list[str]
 
 
 class EventSocket:
@@ -40,104 +59,267 @@ class EventSocket:
 
     Args:
         request: the handshake.
-        stream: what its client reads and publishes to.
-        max_message_bytes: the largest message that is taken.
+        core: what its client reads and publishes to.
 
     Raises:
         Refusal: 400 when the request cannot be understood.
     """
 
-    def __init__(self, request: Request, stream: SSEStream, max_message_bytes: int) -> None:
-        self.wanted = SubscribeRequest(request)
-        self._stream = stream
-        self._max_message_bytes = max_message_bytes
+    def __init__(self, request: Request, core: Core) -> None:
+        offered = request.scope.get("subprotocols") or []
+        if offered and SUBPROTOCOL not in offered:
+            raise _wrong(f"the subprotocol here is {SUBPROTOCOL}")
+        self._subprotocol = SUBPROTOCOL if offered else None
+        self._wanted = wanted_by(request) if request.values("topic") else None
+        self._core = core
+        self._subscriptions: dict[Ref, _Subscription] = {}
+        self._own: dict[str, None] = {}
+        # ASGI does not say that several tasks may send at once.
+        self._writing = asyncio.Lock()
+        self._ended = asyncio.Event()
+        self._error: BaseException | None = None
 
-    async def send(self, connection: Connection, events: AsyncGenerator[Event, None]) -> None:
-        """Accept it, tell what was subscribed to and then every event, until the stream ends."""
-        await connection.write({"type": "websocket.accept"})
-        wanted = self.wanted
-        await connection.write(
-            _text(
-                subscribed={
-                    "topics": wanted.topics,
-                    "last_event_id": wanted.last_event_id,
-                }
-            )
-        )
-        async for event in events:
-            message = self._message(event)
-            if message is not None:
-                await connection.write(message)
+    async def run(self, connection: Connection) -> None:
+        """Accept it; then do what the client says and tell it what is published, until it ends.
 
-    async def answer_messages(self, connection: Connection) -> None:
-        """Do what the client's messages say, one after the other, until it is gone."""
-        while (message := await connection.receive()) is not None:
-            try:
-                event = await self._publish(message)
-            except Refusal as refusal:
-                await connection.write(_text(error=refusal.reason))
-            else:
-                await connection.write(_text(published=event.id))
-
-    async def send_end(self, connection: Connection, reason: str) -> None:
-        """Close the socket and say why."""
-        await connection.say_last(
-            _text(bye=reason),
-            {"type": "websocket.close", "code": _SERVICE_RESTART, "reason": reason},
-        )
-
-    async def _publish(self, message: Message) -> Event:
-        fields = _what_to_publish(message.get("text"), self._max_message_bytes)
-        return await publish_value(
-            self._stream,
-            fields["topic"],
-            fields["data"],
-            type=fields.get("type"),
-            id=fields.get("id"),
-        )
-
-    def _message(self, event: Event) -> dict[str, object] | None:
-        if event.type == EventType.HEARTBEAT:
-            return None  # the server's pings keep a WebSocket open
+        Raises:
+            Refusal: before it is accepted: 400 and 503, as of `Feed`.
+            ClientGone: there is no client any more.
+        """
+        self._connection = connection
         try:
-            if event.is_control:
-                return _text(**{str(event.type).removeprefix("stream."): event.data})
-            return {"type": "websocket.send", "text": f'{{"event":{event.to_json()}}}'}
-        except StreamingError:
-            logger.exception("event %s cannot be sent and is left out", event.id)
-            return None
+            await connection.race(self._talk(), self._wait_for_end())
+        finally:
+            await self._unsubscribe(*self._subscriptions)
+
+    async def send_end(self) -> None:
+        """Close the socket and say why."""
+        connection = self._connection
+        await connection.say_last(
+            _text(bye=connection.reason),
+            {"type": "websocket.close", "code": connection.code, "reason": connection.reason},
+        )
+
+    async def _wait_for_end(self) -> None:
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def _talk(self) -> None:
+        """Accept it, and answer one message after the other until the client is gone."""
+        feed = None if self._wanted is None else await self._begin(self._wanted)
+        await self._write({"type": "websocket.accept", "subprotocol": self._subprotocol})
+        if feed is not None:
+            await self._subscribe(feed, None)
+        while (message := await self._connection.receive()) is not None:
+            ref: Ref = None
+            try:
+                value = self._decode(message)
+                ref = _ref_of(value)
+                await self._do(value, ref)
+            except Refusal as refusal:
+                await self._write(_refused(refusal, ref))
+
+    def _decode(self, message: Message) -> dict[str, Any]:
+        """The object that a message is.
+
+        Raises:
+            Refusal: it is none, or too large.
+        """
+        text = message.get("text")
+        if text is None:
+            raise _wrong("messages are text: one JSON object each")
+        limit = self._core.max_event_bytes
+        if len(text) > limit or len(text.encode()) > limit:
+            raise Refusal(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the message is larger than {limit} bytes"
+            )
+        try:
+            value = json.decode(text)
+        except DecodeError as error:
+            raise _wrong(str(error)) from None
+        if not isinstance(value, dict):
+            raise _wrong('a message is an object with one key and "ref": {"publish": {…}}')
+        return value
+
+    async def _do(self, message: dict[str, Any], ref: Ref) -> None:
+        """Do what a message says, and answer it.
+
+        Raises:
+            Refusal: it cannot be done.
+        """
+        kinds = message.keys() - {"ref"}
+        if len(kinds) != 1:
+            raise _wrong('a message is an object with one key and "ref": {"publish": {…}}')
+        [kind] = kinds
+        value = message[kind]
+        if kind == "ping":
+            await self._write(_text(pong=value, **_named(ref)))
+        elif kind == "publish":
+            id_ = await self._publish(_object(kind, value, _PUBLISH_FIELDS, "topic", "data"))
+            await self._write(_text(published=id_, **_named(ref)))
+        elif kind == "subscribe":
+            wanted = self._wanted_by(_object(kind, value, _SUBSCRIBE_FIELDS, "topics"), ref)
+            await self._subscribe(await self._begin(wanted), ref)
+        elif kind == "unsubscribe":
+            if ref not in self._subscriptions:
+                raise Refusal(HTTPStatus.NOT_FOUND, "there is no subscription with this ref")
+            topics = self._subscriptions[ref].topics
+            await self._unsubscribe(ref)
+            await self._write(_text(unsubscribed={"topics": topics}, **_named(ref)))
+        else:
+            raise _wrong(f"there is no {kind!r:.60}: it is one of {', '.join(_KINDS)}")
+
+    # Publishing.
+
+    async def _publish(self, fields: dict[str, Any]) -> str:
+        topic, echo = fields.pop("topic"), fields.pop("echo", True)
+        public = fields.pop("public", None)
+        for name, given in (("topic", topic), *fields.items()):
+            if name != "data" and not isinstance(given, str):
+                raise _wrong(f"{name} is a string")
+        if not isinstance(echo, bool):
+            raise _wrong("echo is true or false")
+        if public is not None and not isinstance(public, bool):
+            raise _wrong("public is true or false")
+        await self._core.gate.check(self._connection.visitor, "publish", topic)
+        is_public = self._core.gate.is_public(topic) if public is None else public
+        draft = draft_of(topic, fields, not is_public)
+        if not echo:  # known before it is stored: it may arrive before the answer to that
+            if len(self._own) >= _MOST_OWN:
+                del self._own[next(iter(self._own))]
+            self._own[draft.id] = None
+        [stored] = await store(self._core.log, [draft])
+        return stored.id
+
+    # Subscribing.
+
+    def _wanted_by(self, fields: dict[str, Any], ref: Ref) -> Wanted:
+        topics, after, last = fields["topics"], fields.get("after"), fields.get("last")
+        if not isinstance(topics, list) or not all(isinstance(topic, str) for topic in topics):
+            raise _wrong("topics is an array of strings")
+        if after is not None and not isinstance(after, str):
+            raise _wrong("after is a string")
+        if last is not None and (not isinstance(last, int) or isinstance(last, bool)):
+            raise _wrong("last is a whole number")
+        wanted = Wanted.checked(topics, after or None, last)
+        if ref in self._subscriptions:
+            raise Refusal(HTTPStatus.CONFLICT, "there is a subscription with this ref")
+        there = sum(len(each.topics) for each in self._subscriptions.values())
+        if there + len(topics) > MAX_TOPICS:
+            raise _wrong(f"more than {MAX_TOPICS} topics on one WebSocket")
+        return wanted
+
+    async def _begin(self, wanted: Wanted) -> Feed:
+        feed = Feed(self._core, self._connection.visitor, wanted)
+        try:
+            await feed.begin()
+        except BaseException:
+            feed.close()
+            raise
+        return feed
+
+    async def _subscribe(self, feed: Feed, ref: Ref) -> None:
+        """Tell the client what it subscribed to, and then every event."""
+        told = feed.told()
+        try:
+            await self._write(_text(subscribed=told, **_named(ref)))
+        except BaseException:
+            feed.close()
+            raise
+        task = asyncio.get_running_loop().create_task(self._deliver(feed, ref))
+        # Not in the task, which may be cancelled before it begins.
+        task.add_done_callback(lambda _: self._forget(feed))
+        task.add_done_callback(self._delivered)
+        self._connection.feeds.add(feed)
+        self._subscriptions[ref] = _Subscription(task, told["topics"])
+
+    async def _deliver(self, feed: Feed, ref: Ref) -> bool:
+        """Returns whether the others go on when this one is over."""
+        named = _named(ref)
+        end = f",{json.encode(named)[1:]}" if named else "}"
+        while (batch := await feed.read()) is not None:
+            if batch.gap is not None:
+                await self._write(_text(gap=gap_of(batch.gap), **named))
+            for record in batch:
+                if record.id in self._own:
+                    continue
+                event = self._core.events.of(record)
+                if event:
+                    await self._write(_message(f'{{"event":{event}{end}'))
+        if feed.refusal is not None:
+            del self._subscriptions[ref]
+            await self._write(_refused(feed.refusal, ref))
+        return feed.refusal is not None
+
+    def _forget(self, feed: Feed) -> None:
+        feed.close()
+        self._connection.feeds.discard(feed)
+
+    def _delivered(self, task: "asyncio.Task[bool]") -> None:
+        """A subscription is over: by the client's wish, with the log, or because it failed."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None or not task.result():
+            self._error = self._error or error
+            self._ended.set()
+
+    async def _unsubscribe(self, *refs: Ref) -> None:
+        tasks = [self._subscriptions.pop(ref).task for ref in refs]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _write(self, message: Message) -> None:
+        async with self._writing:
+            await self._connection.write(message)
 
 
-def _what_to_publish(text: str | None, max_bytes: int) -> dict[str, Any]:
-    """Return the fields of a message `publish`.
+def _object(kind: str, value: Any, fields: frozenset[str], *needed: str) -> dict[str, Any]:
+    """What belongs to a message, with no field that it cannot have.
 
     Raises:
-        Refusal: the message is another, or none at all.
+        Refusal: it is not that.
     """
-    if text is None:
-        raise _wrong("messages are text: one JSON object each")
-    if len(text) > max_bytes or len(text.encode()) > max_bytes:
-        raise _wrong(f"the message is larger than {max_bytes} bytes")
-    try:
-        value = json.decode(text)
-    except DecodeError as error:
-        raise _wrong(str(error)) from None
-    if not isinstance(value, dict) or list(value) != ["publish"]:
-        raise _wrong('a message is an object with one key: {"publish": {…}}')
-    fields = value["publish"]
-    if not isinstance(fields, dict) or not {"topic", "data"} <= fields.keys():
-        raise _wrong('publish takes an object: {"topic": …, "data": …}')
-    if unknown := fields.keys() - _PUBLISH_FIELDS:
-        raise _wrong(f"publish has no {min(unknown)!r:.60}")
-    for name in ("topic", "type", "id"):
-        if not isinstance(fields.get(name, ""), str):
-            raise _wrong(f"{name} is a string")
-    return fields
+    if not isinstance(value, dict) or not value.keys() >= set(needed):
+        shown = ", ".join(f'"{name}": …' for name in needed)
+        raise _wrong(f"{kind} takes an object: {{{shown}}}")
+    if unknown := value.keys() - fields:
+        raise _wrong(f"{kind} has no {min(unknown)!r:.60}")
+    return value
+
+
+def _refused(refusal: Refusal, ref: Ref) -> Message:
+    return _text(error=refusal.reason, status=int(refusal.status), **_named(ref))
+
+
+def _named(ref: Ref) -> dict[str, str | int]:
+    return {} if ref is None else {"ref": ref}
 
 
 def _wrong(reason: str) -> Refusal:
     return Refusal(HTTPStatus.BAD_REQUEST, reason)
 
 
-def _text(**value: object) -> dict[str, object]:
-    return {"type": "websocket.send", "text": json.encode(value)}
+def _ref_of(message: dict[str, Any]) -> Ref:
+    """What a client calls its message.
+
+    Raises:
+        Refusal: it cannot be called that.
+    """
+    ref = message.get("ref")
+    if ref is None:
+        return None
+    if not isinstance(ref, str | int) or isinstance(ref, bool) or len(str(ref)) > _LONGEST_REF:
+        raise _wrong(f"ref is a string of up to {_LONGEST_REF} characters, or a whole number")
+    return ref
+
+
+def _text(**value: object) -> Message:
+    return _message(json.encode(value))
+
+
+def _message(text: str) -> Message:
+    return {"type": "websocket.send", "text": text}

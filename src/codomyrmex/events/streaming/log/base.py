@@ -463,6 +463,8 @@ class Log(ABC):
         Without a gap or a duplicate where history ends. It begins when its first batch is asked
         for: that is when `LATEST` is. A batch has at least one record, or tells of a gap: one that
         is passed by retention while it reads is told so.
+        As any async generator, it ends for good when a wait for its next batch is cancelled, as
+        a timeout does; `LogStream.events` goes on after that.
 
         Args:
             after: a cursor: an event's id, `EARLIEST` or `LATEST`, or what a batch says.
@@ -525,6 +527,8 @@ class Reader:
         self._position = self._told = 0
         self._cursor = EARLIEST
         self._gap: Gap | None = None
+        # Up to which position so many records are still to come, which may go meanwhile.
+        self._there = 0, 0
         self._until: int | None = None
         self._follower = log._follow(self.selection)
 
@@ -539,23 +543,53 @@ class Reader:
         if last is not None and last < 0:
             raise ValueError(f"last is a number of events, 0 or more, not {last}")
         log, selection = self._log, self.selection
+        self._there = 0, 0
         if last is not None:
             after = EARLIEST
         position, self._told, gap, whole = await log._begin(after, selection)
         if last is not None:
             position, _ = await log._before_last(last, position, selection)
-            self._told = max(position, whole)  # it wants what there is
+            # It wants what there is. What went before is not missing, but what goes from now on is.
+            self._told = max(position, whole)
+            self._there = whole, await self._count(position, whole)
         if await log._end() - position > replay_limit:
-            begin = position
-            position, skipped = await log._before_last(replay_limit, position, selection)
+            start, skipped = await log._before_last(replay_limit, position, selection)
             if skipped != 0:
                 if gap is None and after != EARLIEST:
                     missed = (await log._locate(after, selection)).missed
                     gap = None if missed == 0 else Gap(after, "trimmed", missed)
                 gap = _joined(gap, Gap(after, "limit", skipped))
-            if position > begin:
-                self._told = position
+                position = start
+                # All that has been trimmed is told already, also what was after the start.
+                self._told = max(position, whole)
+                self._there = whole, await self._count(position, whole)
         self._position, self._cursor, self._gap = position, after, gap
+
+    async def _count(self, after: int, until: int) -> int:
+        """How many records it reads there are between two positions."""
+        count = 0
+        while after < until:
+            page = await self._log._page(after, self.selection, PAGE, until)
+            count += sum(record.position <= until for record in page.records)
+            after = page.reached
+        return count
+
+    async def begin_now(self, back: int = 1) -> list[Record]:
+        """Begin with what comes from now on.
+
+        Returns:
+            The last records there are of those that are read, so many. The id of each, or
+            `EARLIEST` if there is none, is a cursor that leads here; unlike `LATEST`, later too.
+        """
+        log, selection = self._log, self.selection
+        end = await log._end()
+        position, _ = await log._before_last(back, 0, selection)
+        page = await log._page(position, selection, back, end)
+        # What was appended meanwhile is not the last of then, and is still to be read.
+        records = [record for record in page.records if record.position <= end]
+        self._position = self._told = end
+        self._cursor = records[-1].id if records else EARLIEST
+        return records
 
     def begin_at(self, start: Start, cursor: str | None = None) -> None:
         """Begin at a place that is known; a gap after that is told as one after the cursor."""
@@ -576,6 +610,8 @@ class Reader:
             until = self._until
             page = await self._log._page(self._position, self.selection, self._limit, self._told)
             gap = _missing(self._gap, self._cursor, page)
+            if self._there[1]:
+                gap = self._with_those_gone(gap, page)
             self._gap = None
             self._position, self._cursor, self._told = page.reached, page.cursor, page.told
             records = page.records
@@ -589,6 +625,16 @@ class Reader:
                 return Batch([], page.cursor)
             await follower.wait()
         return None
+
+    def _with_those_gone(self, gap: Gap | None, page: Page) -> Gap | None:
+        """The gap before a page, with what was there as it began and has gone since."""
+        until, count = self._there
+        count -= sum(record.position <= until for record in page.records)
+        if page.reached < until:
+            self._there = until, count
+            return gap
+        self._there = 0, 0
+        return _joined(gap, Gap(self._cursor, "trimmed", count)) if count > 0 else gap
 
     @property
     def ended(self) -> bool:

@@ -321,14 +321,16 @@ class MemoryLog(Log):
             return 0
         if selection.every:
             return until - after - sum(after < position <= until for position in self._kept)
-        if any(self._last_trimmed.get(topic, _NEVER)[0] > after for topic in selection.exact):
+        # Of a topic only the last one is known: it is told when the reader comes to where that was.
+        last = self._last_trimmed
+        if any(after < last.get(topic, _NEVER)[0] <= until for topic in selection.exact):
             return None
         if selection.patterns and any(
-            position > after and selection.matches((topic,))
-            for topic, (position, _) in self._last_trimmed.items()
+            after < position <= until and selection.matches((topic,))
+            for topic, (position, _) in last.items()
         ):
             return None
-        return None if after < self._forgotten else 0
+        return None if after < self._forgotten <= until else 0
 
     async def _page(self, after: int, selection: Selection, limit: int, told: int) -> Page:
         with self._lock:

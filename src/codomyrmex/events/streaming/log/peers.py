@@ -39,12 +39,12 @@ _LULL: Final = 1.0
 """Seconds without a ring after which a process that has others beside it looks for itself: one may
 have been killed after it wrote and before it could ring."""
 
-_SIZE: Final = 40
-"""Bytes of the file that all share, which is mapped into memory: five numbers of 64 bits."""
+_SIZE: Final = 32
+"""Bytes of the file that all share, which is mapped into memory: four numbers of 64 bits."""
 
-_GENERATION, _LAST, _BYTES, _CHANGES, _HOLDER = range(5)
-"""What they are: another number whenever one comes or goes; the position of the last record, and
-how many bytes there are until then; how often a note was changed; which process had the last turn.
+_GENERATION, _LAST, _CHANGES, _HOLDER = range(4)
+"""What they are: another number whenever one comes or goes; the position of the last record; how
+often a note was changed; which process had the last turn.
 """
 
 
@@ -92,11 +92,6 @@ class Peers:
     def last(self) -> int:
         """The position of the last record, as whoever wrote it has said."""
         return self._shared[_LAST]
-
-    @property
-    def bytes_until(self) -> int:
-        """How many bytes all records up to that one had."""
-        return self._shared[_BYTES]
 
     @property
     def changes(self) -> int:
@@ -290,9 +285,9 @@ class Peers:
 
     # Bells.
 
-    def say_last(self, position: int, bytes_until: int) -> None:
+    def say_last(self, position: int) -> None:
         """Let others know where the last record is. In a turn."""
-        self._shared[_LAST], self._shared[_BYTES] = position, bytes_until
+        self._shared[_LAST] = position
         self._ring()
 
     def say_changed(self) -> None:

@@ -96,7 +96,7 @@ def _calls(method: Callable[..., T]) -> Callable[..., T | None]:
     return call
 
 
-def _identity(path: Path) -> tuple[int, int]:  # pragma: no cover - in a forked child
+def _identity(path: Path) -> tuple[int, int]:
     """Which file it is, whatever its name."""
     found = path.stat()
     return found.st_dev, found.st_ino
@@ -192,6 +192,7 @@ class SQLiteLog(Log):
         self._reading: ThreadPoolExecutor | None = None
         self._ending: Future[None] | None = None
         self._file: SQLiteFile | None = None  # the writer's
+        self._which: tuple[int, int] | None = None  # file it is, while it is open
         self._peers = self._new_peers()
         self._files = threading.local()  # the readers'
         self._all_files: list[SQLiteFile] = []
@@ -289,6 +290,7 @@ class SQLiteLog(Log):
                 " after forking only, or start processes by spawn",
             )
         file = SQLiteFile(self.path)
+        self._which = _identity(self.path)
         peers = self._peers
         try:
             peers.join()
@@ -299,6 +301,7 @@ class SQLiteLog(Log):
                 until = file.bytes_until(extent.last)
         except BaseException:
             file.close()
+            self._which = None
             peers.leave()
             self._peers = self._new_peers()
             raise
@@ -342,34 +345,35 @@ class SQLiteLog(Log):
         finally:
             self._peers.end_turn()
 
+    def _look(self, file: SQLiteFile) -> None:
+        """Learn what other processes have written, while they may write. In a reader's thread."""
+        with file.one_state():
+            self._catch_up(file)
+
     def _catch_up(self, file: SQLiteFile) -> None:
         """Learn what other processes have written. In any thread but an event loop's."""
-        extent = file.extent()
-        if (extent.first, extent.last) == (self._first, self._last):
-            return
-        peers = self._peers
-        until = peers.bytes_until if peers.last == extent.last else file.bytes_until(extent.last)
-        # Where nobody waits for them, they need not be in memory.
-        is_awaited = len(self._followers) > 0
         last = self._last
-        recent = max(last, extent.last - _RECENT)
-        records = file.page(recent, _RECENT) if is_awaited else []
+        extent = file.extent()
+        if (extent.first, extent.last) == (self._first, last):
+            return
+        records: list[Record] = []
+        if self._followers:  # otherwise they need not be in memory
+            # Of what is only kept there are not all: the ring has none of it.
+            records = file.latest(max(last, extent.first - 1), extent.last, _RECENT)
+        is_all = extent.last == last or (bool(records) and records[0].position == last + 1)
+        until = None if is_all else file.bytes_until(extent.last)
         with self._lock:
             if extent.last < self._last or extent.first < self._first:
                 return  # this process has written since, or trimmed
-            # Of what is only kept there are not all: the ring has none of it.
-            before = max(self._last, extent.first - 1)
-            fresh = [each for each in records if before < each.position <= extent.last]
-            if not fresh and extent.last > self._last:
-                self._ring = Ring(extent.last + 1)
-            elif fresh and fresh[0].position > self._last + 1:
-                self._ring = Ring(fresh[0].position)
-            self._add_recent(fresh)
+            # The ring has all there is from some position to the last, or nothing.
+            fresh = [each for each in records if each.position > self._last]
+            if extent.last > self._last and (not fresh or fresh[0].position > self._last + 1):
+                self._ring = Ring(fresh[0].position if fresh else extent.last + 1)
+            added = self._add_recent(fresh)
+            self._appended_bytes = self._appended_bytes + added if until is None else until
             self._set_extent(extent)
-            self._appended_bytes = until
             self._drop_trimmed()
-            # Some may have come while this was read, and of some there may be more than that.
-            is_all = is_awaited and recent == last
+            # Who follows some topics is told of these, where all is known that came.
             followers = self._followers.of(fresh) if is_all else list(self._followers)
         notify_all(followers)
 
@@ -384,7 +388,7 @@ class SQLiteLog(Log):
     async def _be_up_to_date(self) -> None:
         """Know all that others have been told is stored, whichever process stored it."""
         if self._peers.last > self._last:
-            await self._read(self._catch_up)
+            await self._read(self._look)
 
     def _heard(self, is_lull: bool) -> None:
         """Another process rang; or none did for a while. In a thread of its own."""
@@ -406,7 +410,7 @@ class SQLiteLog(Log):
                         self._trim_asked = True
                         self._writing.submit(self._trim_the_aged)
                 if is_behind and self._followers:  # where nobody waits, whoever reads will look
-                    self._reading.submit(self._with_file, self._catch_up)
+                    self._reading.submit(self._with_file, self._look)
         self._see_changes()
 
     # Appending.
@@ -459,7 +463,7 @@ class SQLiteLog(Log):
         repeated = sum(len(stored) for _, stored, _ in answers if stored) - len(records)
         self._show(records, repeated=repeated)
         if records:
-            self._peers.say_last(self._last, self._appended_bytes)
+            self._peers.say_last(self._last)
         _resolve_all(answers)
         self._trim_some(file, 2 * len(records) + 100)
 
@@ -786,6 +790,7 @@ class SQLiteLog(Log):
         for file in self._all_files:
             file.close()
         self._all_files.clear()
+        self._which = None
         self._peers.leave()
 
     def _after_fork(self) -> None:  # pragma: no cover - in the child, where nothing is measured
@@ -794,8 +799,8 @@ class SQLiteLog(Log):
         It would neither lock the file nor notice that the parent has closed it: what the child
         wrote would be lost. So it may have other files, but not this one.
         """
-        if self._file is not None:
-            _open_at_fork.add(_identity(self.path))
+        if self._which is not None:
+            _open_at_fork.add(self._which)
         self._lock = threading.Lock()
         self._writing = self._reading = self._ending = self._file = None
         self._files = threading.local()

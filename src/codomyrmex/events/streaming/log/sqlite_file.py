@@ -80,6 +80,7 @@ _STEPS: Final = (_SCHEMA, _NOTES)
 """What makes each version of the schema out of the one before, of which the first is no file."""
 
 _COLUMNS: Final = "position, id, topic, topics, type, private, body, metadata, timestamp, time"
+_PAGE: Final = f"SELECT {_COLUMNS}, NULL FROM records WHERE position > ? ORDER BY position"
 
 _REMEMBERED: Final = 10_000
 """Trimmed ids whose positions are remembered, besides the last one of each topic."""
@@ -442,12 +443,15 @@ class SQLiteFile:
         (first,) = self._connection.execute("SELECT first FROM retained").fetchone()
         return int(first)
 
+    def latest(self, after: int, last: int, most: int) -> list[Record]:
+        """All records after a position, or the last so many; none, if these are too many bytes."""
+        after = max(after, last - most)
+        rows, is_cut = self._fetch(f"{_PAGE} LIMIT ?", (after, most))
+        return [] if is_cut else self._records(rows)
+
     def page(self, after: int, limit: int) -> list[Record]:
         """Records after a position: so many, or fewer if they are large."""
-        rows, _ = self._fetch(
-            f"SELECT {_COLUMNS}, NULL FROM records WHERE position > ? ORDER BY position LIMIT ?",
-            (after, limit),
-        )
+        rows, _ = self._fetch(f"{_PAGE} LIMIT ?", (after, limit))
         return self._records(rows)
 
     def _fetch(self, question: str, given: Sequence[Any]) -> tuple[list[Any], bool]:
@@ -465,12 +469,22 @@ class SQLiteFile:
 
     def page_of(self, after: int, selection: Selection, limit: int, last: int, told: int) -> Page:
         """Selected records after a position and up to another: as many as asked for, or all."""
+        page = self._page_of(after, selection, limit, last, told)
+        if page is None:
+            with self.one_state():
+                page = self._page_of(after, selection, limit, last, told)
+                assert page is not None
+        return page
+
+    def _page_of(
+        self, after: int, selection: Selection, limit: int, last: int, told: int
+    ) -> Page | None:
+        """`page_of`; None: something may be missing, which has to be asked of one state."""
         question, given = self._question(after, selection, limit, last)
         if question is None:
             is_cut = False
-            with self._reading():
-                first = self._first()
-                records, reached = self._scan(after, selection, limit, last)
+            first = self._first()
+            records, reached = self._scan(after, selection, limit, last)
         else:
             # The first position comes with each row: one question sees one state of the file.
             rows, is_cut = self._fetch(
@@ -485,6 +499,8 @@ class SQLiteFile:
             reached = max(reached, first - 1)
         # Of what comes after this page, the next one tells.
         until = min(first - 1, reached)
+        if max(after, told) < until and not self._connection.in_transaction:
+            return None
         missed = self._missed(max(after, told), selection, until)
         is_last = reached >= last
         if records and records[-1].position == reached:
@@ -536,7 +552,7 @@ class SQLiteFile:
             That position, and how many selected records there are between the two.
         """
         run = self._connection.execute
-        with self._reading():
+        with self.one_state():
             first = self._first()
             if selection.every:
                 start = max(after, until - count)
@@ -563,7 +579,7 @@ class SQLiteFile:
 
     def locate(self, cursor: str, selection: Selection) -> Location:
         """Where a cursor is."""
-        with self._reading():
+        with self.one_state():
             extent = self.extent()
             position, is_there, first = self._find(cursor)
             if position is None:
@@ -574,7 +590,7 @@ class SQLiteFile:
 
     def begin(self, after: str, selection: Selection) -> Start:
         """The place at which to read on after a cursor."""
-        with self._reading():
+        with self.one_state():
             position, _, first = self._find(after)
             gap = Gap(after, "unknown") if position is None else None
             if position is None or after == EARLIEST:
@@ -593,7 +609,7 @@ class SQLiteFile:
             ).fetchone()
             return int(found)
 
-        with self._reading():
+        with self.one_state():
             first, last = run("SELECT min(position), max(position) FROM records").fetchone()
             if first is None:
                 return EARLIEST
@@ -648,15 +664,16 @@ class SQLiteFile:
                 "SELECT count(*) FROM records WHERE position > ? AND position <= ?", (after, until)
             ).fetchone()
             return until - after - int(kept)
+        # Of a topic only the last one is known: it is told when the reader comes to where that was.
+        here = f"trimmed > {after:d} AND trimmed <= {until:d}"
         for some in _pieces(selection.exact):
             if self._connection.execute(
-                f"SELECT 1 FROM topics WHERE name IN ({_marks(len(some))}) AND trimmed > {after:d}",
-                some,
+                f"SELECT 1 FROM topics WHERE name IN ({_marks(len(some))}) AND {here}", some
             ).fetchone():
                 return None
         if selection.patterns:
             for (name,) in self._connection.execute(
-                "SELECT name FROM topics WHERE trimmed > ? AND trimmed > 0", (after,)
+                f"SELECT name FROM topics WHERE {here} AND trimmed > 0"
             ):
                 if selection.matches((name,)):
                     return None
@@ -704,7 +721,7 @@ class SQLiteFile:
         return None if found is None else found[0]
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def one_state(self) -> Iterator[None]:
         """One state of the file for all that is asked inside."""
         self._connection.execute("BEGIN")
         try:

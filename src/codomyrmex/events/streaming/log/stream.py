@@ -82,8 +82,8 @@ class LogStream(Stream):
 
     # Publishing.
 
-    async def publish(self, event: Event) -> None:
-        """Append an event to the log; returns when it is stored.
+    async def publish(self, event: "Event | Record") -> None:
+        """Append an event, or a record that says more, to the log; returns when it is stored.
 
         Raises:
             IdConflict: the log holds another event with the same id.

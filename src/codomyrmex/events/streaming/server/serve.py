@@ -12,15 +12,15 @@ from typing import Final
 import psutil
 import uvicorn
 
-from ..hub import Hub
-from ..stream import SSEStream
+from ..hub import Hub, everyone
+from ..log import LATEST, Log, LogStream, open_log
 from .host_metrics import HostMetrics
 from .hub_server import HubServer
 
 __all__ = ["serve"]
 
-_BUFFER_SIZE: Final = 2000
-"""Events kept for readers who come back: eight minutes of the machine's own measurements."""
+DEFAULT_LOG: Final = "sqlite:///events.db"
+"""The log of `serve`: a file where it is started."""
 
 _MAX_WEBSOCKET_MESSAGE: Final = 2 * 1024 * 1024
 """Above what a hub takes, so that the hub can say so before uvicorn ends the connection."""
@@ -30,6 +30,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
+    log: str = DEFAULT_LOG,
     allowed_hosts: Iterable[str] = (),
     allowed_origins: Iterable[str] = (),
     page: bool = True,
@@ -37,11 +38,12 @@ def serve(
     log_level: str = "warning",
     on_ready: Callable[[list[str]], None] | None = None,
 ) -> None:
-    """Serve a hub over HTTP until SIGINT (Ctrl-C) or SIGTERM.
+    """Serve a hub, which everyone may use, over HTTP until SIGINT (Ctrl-C) or SIGTERM.
 
     Args:
         host: name or address to listen on.
         port: port to listen on; 0 takes a free one.
+        log: URL of the log that keeps the events.
         allowed_hosts: names by which clients may call the hub, besides the loopback ones, `host`
             and, when that is every address of the machine, those addresses; see `Hub`.
         allowed_origins: origins besides its own whose pages may use the hub; see `Hub`.
@@ -52,18 +54,24 @@ def serve(
 
     Raises:
         OSError: it cannot listen on `host` and `port`.
-        ValueError: a host or an origin that cannot be one.
+        LogUnusable: the log cannot be opened.
+        ValueError: a log's URL, a host or an origin that cannot be one.
     """
-    sockets = _listen(host, port)
+    kept = open_log(log)
+    sockets: list[socket.socket] = []
     try:
-        stream = SSEStream(buffer_size=_BUFFER_SIZE)
+        asyncio.run(_try(kept))
+        sockets += _listen(host, port)
         hub = Hub(
-            stream,
+            kept,
+            authorize=everyone,
             allowed_hosts=[*_own_names(host), *allowed_hosts],
             allowed_origins=allowed_origins,
             page=page,
         )
-        producer = HostMetrics(stream) if metrics else None
+        # A stream of its own: it goes on while the hub ends what others read and publish.
+        measured = LogStream(kept)
+        producer = HostMetrics(measured) if metrics else None
         config = uvicorn.Config(
             hub,
             lifespan="off",
@@ -84,7 +92,7 @@ def serve(
         async def stop() -> None:
             if producer is not None:
                 await producer.stop()
-            await stream.aclose()
+            await measured.aclose()
 
         server = HubServer(config, hub, start=start, stop=stop)
         # Ctrl-C is raised again by uvicorn once everything has ended.
@@ -96,6 +104,12 @@ def serve(
     finally:
         for listening in sockets:
             listening.close()
+        asyncio.run(kept.close())
+
+
+async def _try(log: Log) -> None:
+    """Open a log, which opens itself when it is first used."""
+    await log.read(LATEST)
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
