@@ -10,8 +10,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -38,6 +39,7 @@ from codomyrmex.events.streaming.log import (
 from codomyrmex.events.streaming.log import (
     consumer as consumer_module,
 )
+from codomyrmex.events.streaming.log.attempts import Attempts
 from codomyrmex.events.streaming.log.base import Change, Note, Page, Start
 from codomyrmex.events.streaming.log.lease import LEASE
 from codomyrmex.events.streaming.testing import cancel_at_every_await
@@ -1154,6 +1156,63 @@ async def run_for(seconds: float, consumer: Consumer, handler: Any, **options: A
             await consumer.run(handler, **options)
 
 
+def gives(event: Event) -> Iterator[Event]:
+    yield event
+
+
+async def gives_async(number: int, event: Event) -> AsyncIterator[Event]:
+    yield event
+
+
+class GivesAsync:
+    async def __call__(self, event: Event) -> AsyncIterator[Event]:
+        yield event
+
+
+async def forever(event: Event) -> None:
+    await asyncio.sleep(1e9)
+
+
+class Crashes:
+    """Processes that are killed one after the other: they say nothing more, and time goes by."""
+
+    def __init__(self, open_log: OpenLog) -> None:
+        self.clock = LoopClock()
+        self.log = open_log(clock=self.clock)
+        self.stream = LogStream(self.log)
+        self.calls = 0
+
+    async def by(
+        self, name: str, handler: Any = None, *, commit_every: int | None = None, **options: Any
+    ) -> None:
+        """One is killed as it handles the event of this name, or when it has nothing to do."""
+
+        async def hangs(event: Event) -> None:
+            if event.id == name:
+                self.calls += 1
+                await forever(event)
+            if handler is not None:
+                await handler(event)
+
+        consumer = self.stream.consumer("c", "a", commit_every=commit_every)
+        running = asyncio.create_task(consumer.run(hangs, **options))
+        await asyncio.sleep(1)
+        lease = consumer._lease
+        assert lease is not None
+        await lease.abandon()
+        lease._is_held = False
+        running.cancel()
+        await asyncio.wait([running])
+        self.clock.set_by += 2 * LEASE
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stream.aclose()
+        await self.log.close()
+
+
 class TestRun:
     async def test_handles_and_commits_each(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as stream:
@@ -1434,8 +1493,9 @@ class TestRun:
             await run_for(1, consumer, Handler(**{"4": 99}), backoff=60.0)
             # "3" was dealt with, and is committed with the count of attempts at "4".
             assert await handled(stream) == ["4", "5"]
+            # "4" is committed as soon as it is done, since it was tried before.
             await run_for(1, consumer, Handler())
-            assert await handled(stream) == []
+            assert await handled(stream) == ["5"]
 
     async def test_but_what_is_given_up_at_once(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as stream:
@@ -1449,29 +1509,170 @@ class TestRun:
             running.cancel()
             await asyncio.wait([running])
 
-    @pytest.mark.parametrize(("retries", "expected"), [(0, ["2"]), (1, ["1", "2"])])
-    async def test_who_did_not_let_go_is_taken_to_have_been_killed_by_the_first_event(
-        self, open_log: OpenLog, retries: int, expected: list[str]
+    @pytest.mark.parametrize(("retries", "calls"), [(0, 2), (1, 2), (2, 3), (5, 6)])
+    @pytest.mark.parametrize("between", ["", "entered and left", "a run that is cancelled"])
+    async def test_what_kills_is_given_up(
+        self, open_log: OpenLog, retries: int, calls: int, between: str
     ) -> None:
-        clock = LoopClock()
-        async with open_log(clock=clock) as log, LogStream(log) as stream:
+        async with Crashes(open_log) as crashes:
+            log, stream = crashes.log, crashes.stream
             await log.append(events("a/1", "a/2"))
-            hangs = asyncio.create_task(
-                stream.consumer("c", "a").run(lambda event: asyncio.sleep(1e9))
+            options: Any = {"retries": retries, "dead_letter": "dead"}
+            for _ in range(calls):
+                await crashes.by("a/1", **options)
+                if between:
+                    async with stream.consumer("c", "a") as consumer:
+                        if between != "entered and left":
+                            await run_for(1, consumer, forever, retries=9)
+            handler = Handler()
+            await run_for(1, stream.consumer("c", "a"), handler, **options)
+            assert crashes.calls == calls
+            assert handler.got == ["a/2"]
+            (letter,) = await log.read(topics="dead")
+            about = letter.event().metadata
+            assert about["attempts"] == max(2, calls)
+            assert "ended without a word" in about["error"]
+
+    @pytest.mark.parametrize("when", ["before the next", "later"])
+    async def test_the_innocent_is_not_given_up_whenever_it_came(
+        self, open_log: OpenLog, when: str
+    ) -> None:
+        async with Crashes(open_log) as crashes:
+            log, stream = crashes.log, crashes.stream
+            await crashes.by("none")
+            if when == "before the next":
+                await log.append(events("a/1"))
+            handler = Handler(**{"a/1": 1})
+            consumer = stream.consumer("c", "a")
+            running = asyncio.create_task(
+                run_for(60, consumer, handler, retries=1, dead_letter="dead")
             )
             await asyncio.sleep(1)
-            clock.set_by += 2 * LEASE
+            if when == "later":
+                await log.append(events("a/1"))
+            await running
+            assert handler.got == ["a/1"] * 2  # it may fail as often as any
+            assert len(await log.read(topics="dead")) == 0
+
+    async def test_what_was_handled_after_it_failed_is_not_what_killed(
+        self, open_log: OpenLog
+    ) -> None:
+        async with Crashes(open_log) as crashes:
+            log, stream = crashes.log, crashes.stream
+            await log.append(events(*(f"a/{number}" for number in range(5))))
+            options: Any = {"retries": 2, "dead_letter": "dead", "backoff": 0.0}
+            await crashes.by("none", Handler(**{"a/1": 2}), commit_every=100, **options)
             handler = Handler()
+            await run_for(1, consumer_of(stream), handler, **options)
+            assert handler.got == ["a/2", "a/3", "a/4"]
+            assert len(await log.read(topics="dead")) == 0
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            SystemExit(3),
+            GeneratorExit(),
+            BaseExceptionGroup("several", [KeyError(), asyncio.CancelledError()]),
+        ],
+    )
+    async def test_what_ends_the_process_is_counted(
+        self, open_log: OpenLog, error: BaseException, is_async: bool
+    ) -> None:
+        got: list[str] = []
+
+        def handler(event: Event) -> None:
+            got.append(event.id)
+            raise error
+
+        async def async_handler(event: Event) -> None:
+            handler(event)
+
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("a/1"))
             consumer = stream.consumer("c", "a")
-            await run_for(1, consumer, handler, retries=retries, dead_letter="dead")
-            assert handler.got == [f"a/{each}" for each in expected]
-            if retries == 0:
-                (letter,) = await log.read(topics="dead")
-                assert letter.event().metadata["attempts"] == 1
-                assert "ended without a word" in letter.event().metadata["error"]
-            hangs.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await hangs
+            for _ in range(3):
+                with pytest.raises(type(error)):
+                    await consumer.run(
+                        async_handler if is_async else handler, retries=2, dead_letter="dead"
+                    )
+            assert (await consumer.lag()).events == 0
+            (letter,) = await log.read(topics="dead")
+            assert letter.event().metadata["attempts"] == 3
+            assert type(error).__name__ in letter.event().metadata["error"]
+            assert len(got) == 3
+
+    async def test_what_ends_the_process_does_so_though_it_cannot_be_counted(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Full(clock=LoopClock()) as log, LogStream(log) as stream:
+            await log.append(events("1"))
+
+            def handler(event: Event) -> None:
+                log.full = True
+                raise SystemExit(3)
+
+            with pytest.raises(SystemExit):
+                await stream.consumer("c").run(handler)
+        assert "consumer c could not count an attempt" in caplog.text
+
+    async def test_what_interrupts_the_handler_is_not_counted(self, open_log: OpenLog) -> None:
+        async def handler(event: Event) -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError as error:
+                raise BaseExceptionGroup("cancelled", [error]) from None
+
+        def is_interrupted(event: Event) -> None:
+            raise KeyboardInterrupt
+
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("a/1"))
+            consumer = stream.consumer("c", "a")
+            options: Any = {"retries": 0, "dead_letter": "dead"}
+            running = asyncio.create_task(consumer.run(handler, **options))
+            await asyncio.sleep(1)
+            running.cancel()
+            with pytest.raises(BaseExceptionGroup):
+                await running
+            with pytest.raises(KeyboardInterrupt):
+                await consumer.run(is_interrupted, **options)
+            assert (await consumer.lag()).events == 1
+
+    async def test_one_that_is_left_for_dead_lets_its_handler_end(self) -> None:
+        ended: list[type[BaseException]] = []
+
+        async def handler(event: Event) -> None:
+            try:
+                await asyncio.sleep(60)
+            except BaseException as error:
+                ended.append(type(error))
+                raise
+
+        async with LogStream("memory://") as stream:
+            attempts = Attempts(stream.consumer("c"), handler, 0, None, 0.0)
+            trying = attempts._try(create_event(1))
+            trying.send(None)
+            await asyncio.to_thread(trying.close)
+            assert ended == [GeneratorExit]
+
+    async def test_a_gap_may_end_the_process_too(self, open_log: OpenLog) -> None:
+        def handler(event: Event) -> None:
+            raise SystemExit(3)
+
+        async with open_log() as log, LogStream(log) as stream:
+            with pytest.raises(SystemExit):
+                await stream.consumer("c", start="never").run(handler)
+
+    async def test_what_no_coroutine_can_raise_is_said_otherwise(self, open_log: OpenLog) -> None:
+        def handler(event: Event) -> None:
+            next(iter(()))
+
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1"))
+            with pytest.raises(RuntimeError, match="the handler raised StopIteration") as caught:
+                await stream.consumer("c").run(handler, retries=0)
+            assert isinstance(caught.value.__cause__, StopIteration)
 
     async def test_without_dead_letters_it_is_tried_again_and_again(
         self, open_log: OpenLog
@@ -1670,6 +1871,9 @@ class TestRun:
         ("options", "error", "says"),
         [
             ({"handler": 5}, TypeError, "function of one event"),
+            ({"handler": gives}, TypeError, "function of one event"),
+            ({"handler": partial(gives_async, 1)}, TypeError, "function of one event"),
+            ({"handler": GivesAsync()}, TypeError, "function of one event"),
             ({"retries": -1}, ValueError, "0 or more"),
             ({"backoff": -1.0}, ValueError, "0 or more"),
             ({"dead_letter": "a.*"}, TopicError, "pattern"),

@@ -22,7 +22,7 @@ from ..models import Event, Handler
 from ..streams.tasks import to_the_end
 from ..topics import Selection, TopicFilter
 from ..wakeups import Waiters, wait_until, wake_all
-from .attempts import Attempts
+from .attempts import Attempts, given_up
 from .base import EARLIEST, LATEST, Batch, Gap, Reader, Start, gap_event
 from .lease import Held, Lease, LeaseLost, seconds_left
 from .record import Record
@@ -147,8 +147,18 @@ class _Yielded:
             self._numbers[id_] = left
 
 
-_NEW: Final[Mapping[str, Any]] = {"cursor": None, "position": None, "told": None, "attempts": {}}
-"""What the note of a consumer says that has no place yet."""
+_NEW: Final[Mapping[str, Any]] = {
+    "cursor": None,
+    "position": None,
+    "told": None,
+    "attempts": {},
+    "crashed": False,
+}
+"""What the note of a consumer says that has no place yet.
+
+Of attempts it says those at the event that comes next. `crashed`: somebody has held the lease and
+not let go of it, since the last event was committed.
+"""
 
 
 def _said(cursor: str, start: Start) -> dict[str, Any]:
@@ -215,6 +225,7 @@ class Consumer:
         self._turn: asyncio.Lock  # of who commits
         self._turns = Turns()
         self._is_handling = False
+        self._has_begun = False  # an attempt that is written down, here and not by who was killed
         self._waiting_for_end: Waiters = []
         # What was read and not yielded yet, each with the position up to which gaps are told; what
         # was yielded; the place after the last that was taken from the first of these.
@@ -225,8 +236,8 @@ class Consumer:
         # The last that is dealt with, and when it is to be committed.
         self._dealt_with = 0
         self._due = math.inf
-        # Whether the next event may be what the last holder was killed by.
-        self._blames = False
+        # The position of the last event that may be what the last holder was killed by.
+        self._suspect_until = 0
 
     # Holding.
 
@@ -244,9 +255,10 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._lease = lease = await self._take()
-        self._blames = lease.was_held
+        lease.state["crashed"] |= lease.was_held
         self._stream._consumers.add(self)
         try:
+            self._suspect_until = await self._log._end() if lease.state["crashed"] else 0
             cursor, start = await self._find(lease.state)
             self._begin(self._read_from(cursor, start), cursor, start)
             if lease.state["position"] is None:
@@ -286,12 +298,22 @@ class Consumer:
 
     async def _let_go(self, lease: Lease) -> None:
         """Let others take the lease. Where that fails it ends by itself, and hides no error."""
+        await to_the_end(self._let_go_now(lease))
+
+    async def _let_go_now(self, lease: Lease) -> None:
         try:
-            await lease.let_go()
-        except StreamClosed:
+            attempts = given_up(lease.state["attempts"])
+            if attempts is not None and self._has_begun:
+                await lease.store(attempts=attempts)
+        except StreamingError:  # then it counts
             pass
-        except Exception:
-            _logger.exception("consumer %s: its lease could not be let go", self.name)
+        finally:
+            try:
+                await lease.let_go()
+            except StreamClosed:
+                pass
+            except Exception:
+                _logger.exception("consumer %s: its lease could not be let go", self.name)
 
     async def _take(self) -> Lease:
         try:
@@ -404,6 +426,7 @@ class Consumer:
     def _begin(self, reader: Reader, cursor: str, start: Start) -> None:
         """Go on with this reader from this place, at which nothing is left to commit."""
         self._reader = reader
+        self._has_begun = False
         self._reached = _Place(cursor, start.position, start.told)
         self._waiting.clear()
         self._yielded.clear()
@@ -431,7 +454,7 @@ class Consumer:
             return
         lease = await self._take()
         try:
-            await lease.store(**_said(cursor, start), attempts={})
+            await lease.store(**_said(cursor, start), attempts={}, crashed=False)
         finally:
             await self._let_go(lease)
 
@@ -439,13 +462,12 @@ class Consumer:
         async with self._turn, self._as_holder() as lease:
             reader = self._read_from(cursor, start)
             try:
-                await lease.store(**_said(cursor, start), attempts={})
+                await lease.store(**_said(cursor, start), attempts={}, crashed=False)
             except BaseException:
                 reader.close()
                 raise
             _, before = self._held()
             self._begin(reader, cursor, start)
-            self._blames = False
             if before.ended:  # the stream has been closed meanwhile, or the lease lost
                 reader.end()
             before.end()  # whoever waits there goes on here
@@ -502,7 +524,7 @@ class Consumer:
             async with self._as_holder() as lease:
                 said = lease.state
                 if place.position != said["position"]:
-                    await lease.store(**place._asdict(), attempts={})
+                    await lease.store(**place._asdict(), attempts={}, crashed=False)
                 elif place.told != said["told"]:  # a gap: what comes next is what came next before
                     await lease.store(told=place.told)
             self._yielded.commit(number)
@@ -551,7 +573,6 @@ class Consumer:
             RuntimeError: the consumer is not entered.
         """
         entries = await self._next(1, 0.0)
-        self._blames = False
         if not entries:
             raise StopAsyncIteration
         return entries[0].event
@@ -659,9 +680,12 @@ class Consumer:
 
         Entered already or not. An event on which the handler raises is tried again after a delay,
         while later ones wait. How often it was tried is kept in the log, so that an event which
-        kills the process is counted too: it is the first one after a crash. Where events are not
-        committed one by one (`commit_every`, `commit_seconds`), those that were there when it
-        begins after a crash are, so that the right one is blamed.
+        kills the process is given up too. It is suspected when it is the first one after a crash;
+        then each attempt is written down before it begins. So one that was never tried is not given
+        up, and with `retries=0` one that kills may do so twice. Where events are not committed one
+        by one (`commit_every`, `commit_seconds`), those that were there after a crash are, so that
+        the right one is blamed. What is not an `Exception`, such as `SystemExit`, is counted, and
+        ends this.
 
         What fails for the last time is appended to `dead_letter` as it is, with metadata about it:
         ``error``; ``attempts``, how often it was tried; ``consumer``, the name; ``event``, its id;
@@ -698,27 +722,32 @@ class Consumer:
             await self._run(attempts)
 
     async def _run(self, attempts: Attempts) -> None:
-        one_by_one_until: float = 0 if self._commits_itself else math.inf
         try:
-            if self._blames and self._commits_itself:
-                one_by_one_until = await self._log._end()
             while entries := await self._next(1, 0.0):
                 with self._handling():
-                    await self._handle(entries[0], attempts, one_by_one_until)
+                    await self._handle(entries[0], attempts)
         except StreamClosed:
             if not self._held()[1].ended:
                 raise
 
-    async def _handle(self, entry: Entry, attempts: Attempts, one_by_one_until: float) -> None:
+    async def _handle(self, entry: Entry, attempts: Attempts) -> None:
         record = entry.record
         if record is None:
             await attempts.tell(entry.event)
         elif attempts.dead_letter not in record.topics:
-            blames, self._blames = self._blames, False
-            await attempts.make(entry, record, blames=blames)
+            await attempts.make(entry, record, is_suspect=self._is_suspect(record))
         self._take_as_dealt_with()
-        if record is None or record.position <= one_by_one_until:
+        if not self._commits_itself or record is None or record.position <= self._suspect_until:
             await self._commit_yielded(entry.number)
+
+    def _is_suspect(self, record: Record) -> bool:
+        """Whether it was the first to be handled in a process that was killed, and was there."""
+        lease, _ = self._held()
+        return (
+            lease.state["crashed"]
+            and record.position <= self._suspect_until
+            and len(self._yielded) == 1
+        )
 
     @contextmanager
     def _handling(self) -> Iterator[None]:
@@ -747,7 +776,6 @@ class _Batches:
 
     async def __anext__(self) -> list[Event]:
         entries = await self._consumer._next(self._limit, self._seconds)
-        self._consumer._blames = False
         if not entries:
             raise StopAsyncIteration
         return [entry.event for entry in entries]
