@@ -368,8 +368,9 @@ class TestConsuming:
             for limit, seconds in ((0, 0.0), (1, -1.0)):
                 with pytest.raises(ValueError, match="0 or more"):
                     stream.consumer("c").batches(limit, seconds=seconds)
-        with pytest.raises(ValueError, match="above 0"):
-            LogStream("memory://", lease=0.0)
+        for lease in (0.0, float("nan"), float("inf"), 1e300):
+            with pytest.raises(ValueError, match="above 0"):
+                LogStream("memory://", lease=lease)
 
 
 class TestCommitting:
@@ -1896,23 +1897,28 @@ class TestCancelling:
 
     def test_of_one_that_iterates(self, open_log: OpenLog) -> None:
         logs: list[Log] = []
+        got: list[Any] = []
 
         async def scenario() -> None:
             logs.append(log := open_log())
-            await log.append(events("1", "2", "3"))
+            got.clear()
+            await log.append(events("1", "2", "3", "4", "5", "6"))
             async with (
                 LogStream(log) as stream,
                 stream.consumer("c", commit_seconds=1.0) as consumer,
             ):
-                await take(consumer, 2)
+                for _ in range(2):
+                    got.extend(names([await anext(consumer)]))
                 await consumer.commit("1")
                 batches = consumer.batches(2, seconds=5.0)
-                await anext(batches)
-                await consumer.reset("1")
-                await anext(consumer)
+                got.extend(names(await anext(batches)))
+                await consumer.reset("3")
+                got.extend(names([await anext(consumer)]))
+                await asyncio.sleep(2)
+                got.extend(names([await anext(consumer)]))
                 await consumer.lag()
 
-        assert cancel_at_every_await(scenario, check=lambda: is_free(logs[-1])) >= 5
+        assert cancel_at_every_await(scenario, check=lambda: is_free(logs[-1], got)) >= 5
 
     def test_of_a_reset_leaves_it_in_one_place(self, open_log: OpenLog) -> None:
         async def scenario() -> None:
@@ -1928,28 +1934,45 @@ class TestCancelling:
 
         assert cancel_at_every_await(scenario) >= 4
 
-    def test_of_one_that_runs(self, open_log: OpenLog) -> None:
+    @pytest.mark.parametrize("options", [{}, {"commit_every": 2}, {"commit_seconds": 0.1}])
+    def test_of_one_that_runs(self, open_log: OpenLog, options: Any) -> None:
         logs: list[Log] = []
+        got: list[Any] = []
+
+        async def handler(event: Event) -> None:
+            await asyncio.sleep(0.05)
+            if event.id == "a/3":
+                raise LookupError
+            got.append(event.id)
 
         async def scenario() -> None:
             logs.append(log := open_log())
-            await log.append(events("a/1", "a/2"))
+            got.clear()
+            await log.append(events(*(f"a/{number}" for number in range(1, 7))))
             async with LogStream(log) as stream:
-                consumer = stream.consumer("c", "a")
+                consumer = stream.consumer("c", "a", **options)
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(60):
-                        await consumer.run(Handler(**{"a/1": 9}), retries=1, dead_letter="dead")
+                        await consumer.run(handler, retries=1, dead_letter="dead")
 
-        assert cancel_at_every_await(scenario, check=lambda: is_free(logs[-1])) >= 5
+        async def check() -> None:
+            dead = [record.event() for record in await logs[-1].read(topics="dead")]
+            about = [letter.metadata["event"] for letter in dead]
+            assert about in ([], ["a/3"])
+            await is_free(logs[-1], got + about, "a")
+
+        assert cancel_at_every_await(scenario, check=check) >= 5
 
 
-async def is_free(log: Log) -> None:
-    """Nobody holds the consumer, nobody reads, and what was not committed is still to come."""
+async def is_free(log: Log, got: list[Any], topic: str = "*") -> None:
+    """Nobody holds the consumer, nobody reads, and what was not got is still to come, in order."""
     async with log, LogStream(log) as stream:
         assert log.statistics().readers == 0
-        found = await handled(stream)
-        there = await read_all(log)
-        assert found == there[len(there) - len(found) :]
+        found = await handled(stream, topic=topic)
+        there = await read_all(log, topics=topic)
+        committed = there[: len(there) - len(found)]
+        assert committed + found == there
+        assert set(committed) <= set(got)
 
 
 class Consuming(Process):

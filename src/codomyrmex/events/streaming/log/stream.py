@@ -34,6 +34,10 @@ _DECODED_BYTES = 8 << 20
 """Bytes that the records of these have, about."""
 
 
+_LONGEST_LEASE = 1e9
+"""Seconds, thirty years: above that, times cannot be computed."""
+
+
 class LogStream(Stream):
     """Publish to a log, and subscribe at it: from now on, or from any place in it.
 
@@ -55,7 +59,7 @@ class LogStream(Stream):
     """
 
     def __init__(self, log: "Log | str", *, lease: float = LEASE) -> None:
-        if not lease > 0:
+        if not 0 < lease < _LONGEST_LEASE:
             raise ValueError(f"lease is a number of seconds above 0, not {lease}")
         self._owns_log = isinstance(log, str)
         self.log = open_log(log) if isinstance(log, str) else log
