@@ -29,6 +29,7 @@ from codomyrmex.events.streaming.log import (
     LATEST,
     Consumer,
     Lag,
+    Location,
     Log,
     LogStream,
     MemoryLog,
@@ -176,6 +177,24 @@ class TestConsuming:
             assert await handled(stream, topic="a", start=LATEST) == []
             await log.append(events("x/9", "a/9"))
             assert await handled(stream, topic="a", start=LATEST) == ["a/9"]
+
+    async def test_a_name_that_has_a_place_looks_for_no_other(self) -> None:
+        class Counting(MemoryLog):
+            looked = 0
+
+            async def _locate(self, cursor: str, selection: Selection) -> Location:
+                self.looked += 1
+                return await super()._locate(cursor, selection)
+
+            async def _begin(self, after: str, selection: Selection) -> Start:
+                self.looked += 1
+                return await super()._begin(after, selection)
+
+        async with Counting() as log, LogStream(log) as stream:
+            for _ in range(3):
+                async with stream.consumer("c", start=LATEST) as consumer:
+                    await consumer.lag()
+            assert log.looked == 1
 
     async def test_the_latest_of_a_quiet_topic_is_known_for_as_long_as_nothing_is_missed(
         self, open_log: OpenLog
@@ -1106,8 +1125,8 @@ class TestReset:
         class Slow(MemoryLog):
             seconds = 0
 
-            async def _page(self, *given: Any) -> Page:
-                page = await super()._page(*given)
+            async def _page(self, after: int, selection: Selection, limit: int, told: int) -> Page:
+                page = await super()._page(after, selection, limit, told)
                 await asyncio.sleep(self.seconds)
                 return page
 

@@ -252,10 +252,9 @@ class Consumer:
         if self._lease is not None:
             raise RuntimeError(f"consumer {shown(self.name)} is entered already")
         self._stream._check_open()
+        self._lease = lease = await self._take()
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
-        self._lease = lease = await self._take()
-        lease.state["crashed"] |= lease.was_held
         self._stream._consumers.add(self)
         try:
             self._suspect_until = await self._log._end() if lease.state["crashed"] else 0
@@ -293,6 +292,7 @@ class Consumer:
         try:
             await self._let_go(lease)
         finally:
+            self._has_begun = False
             await self._stream._consumer_left(self)
             wake_all(self._waiting_for_end)
 
@@ -325,6 +325,7 @@ class Consumer:
             )
         except Held as held:
             raise ConsumerInUse(self.name, held.seconds) from None
+        lease.state["crashed"] |= lease.was_held
         lease.on_loss = self._end_reading
         return lease
 
@@ -496,7 +497,7 @@ class Consumer:
 
         Args:
             event: an event that was yielded, its record or its id. One that was committed already
-                does nothing; a ``stream.gap`` stands for what comes before it.
+                does nothing. A ``stream.gap`` that is committed is told no more.
 
         Raises:
             ValueError: it was not yielded; or 100 000 others were since.
