@@ -40,7 +40,6 @@ from codomyrmex.events.streaming.log import (
 from codomyrmex.events.streaming.log import (
     consumer as consumer_module,
 )
-from codomyrmex.events.streaming.log.attempts import Attempts
 from codomyrmex.events.streaming.log.base import Change, Note, Page, Start
 from codomyrmex.events.streaming.log.lease import LEASE
 from codomyrmex.events.streaming.testing import cancel_at_every_await
@@ -1105,20 +1104,27 @@ class TestReset:
             with pytest.raises(ValueError, match="timezone"):
                 await stream.consumer("c").reset(datetime(2026, 1, 1))
 
-    async def test_revives_none_whose_stream_is_closed_meanwhile(self, open_log: OpenLog) -> None:
+    @pytest.mark.parametrize("to", [EARLIEST, LATEST])
+    async def test_revives_none_whose_stream_is_closed_meanwhile(
+        self, open_log: OpenLog, to: str
+    ) -> None:
         for turns in range(12):
             async with open_log() as log:
                 stream = LogStream(log)
                 await log.append(events("1", "2"))
                 async with stream.consumer("c") as consumer:
-                    await take(consumer, 1)
-                    resetting = asyncio.create_task(consumer.reset(EARLIEST))
+                    await take(consumer, 2)
+                    waiting = asyncio.create_task(all_of(consumer))
+                    await asyncio.sleep(1)
+                    resetting = asyncio.create_task(consumer.reset(to))
                     for _ in range(turns):
                         await asyncio.sleep(0)
                     await stream.aclose()
                     await asyncio.wait([resetting])
                     with suppress(StreamClosed):
                         resetting.result()
+                    found = names(await waiting)
+                    assert found == (["1", "2"][: len(found)] if to == EARLIEST else [])
                     assert await all_of(consumer) == []
 
     async def test_while_something_is_read_for_it_drops_that(self) -> None:
@@ -1660,21 +1666,24 @@ class TestRun:
             assert (await consumer.lag()).events == 1
 
     async def test_one_that_is_left_for_dead_lets_its_handler_end(self) -> None:
-        ended: list[type[BaseException]] = []
+        seen: list[Any] = []
 
         async def handler(event: Event) -> None:
+            seen.append(event.id)
             try:
                 await asyncio.sleep(60)
             except BaseException as error:
-                ended.append(type(error))
+                seen.append(type(error))
                 raise
 
-        async with LogStream("memory://") as stream:
-            attempts = Attempts(stream.consumer("c"), handler, 0, None, 0.0)
-            trying = attempts._try(create_event(1))
-            trying.send(None)
-            await asyncio.to_thread(trying.close)
-            assert ended == [GeneratorExit]
+        async with MemoryLog() as log, LogStream(log) as stream:
+            await log.append(events("1"))
+            async with stream.consumer("c") as consumer:
+                running = consumer.run(handler)
+                while not seen:
+                    running.send(None)
+                await asyncio.to_thread(running.close)  # as when its loop has gone
+                assert seen == ["1", GeneratorExit]
 
     async def test_a_gap_may_end_the_process_too(self, open_log: OpenLog) -> None:
         def handler(event: Event) -> None:

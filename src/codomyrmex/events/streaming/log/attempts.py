@@ -66,7 +66,7 @@ class _Tries(NamedTuple):
     @classmethod
     def of(cls, said: Mapping[str, Any], record: Record) -> "_Tries | None":
         """What is said of an event; None: nothing is."""
-        if said.keys() != set(cls._fields) or said["position"] != record.position:
+        if not said or said.keys() != set(cls._fields) or said["position"] != record.position:
             return None
         return cls(**said)
 
@@ -138,14 +138,14 @@ class Attempts:
         lease, reader = self._consumer._held()
         tries = _Tries.of(lease.state["attempts"], record)
         if tries is None:
-            tries = _Tries(record.position, 0, is_suspect, has_begun=False, has_killed=False)
-        elif tries.has_begun:
-            tries = tries._replace(has_begun=False, has_killed=True)
-        number = tries.number + tries.is_suspect
-        if tries.has_killed and self.dead_letter is not None and number > self._retries:
-            await self._bury(entry, record, number, _DIED)
-            return
-        tries = tries.next()
+            tries = _Tries(record.position, 1, is_suspect, has_begun=True, has_killed=False)
+        else:
+            tries = tries._replace(has_killed=tries.has_killed or tries.has_begun)
+            number = tries.number + tries.is_suspect
+            if tries.has_killed and self.dead_letter is not None and number > self._retries:
+                await self._bury(entry, record, number, _DIED)
+                return
+            tries = tries.next()
         while not await self._attempt(entry, record, tries, reader):
             tries = tries.next()
             entry = entry._replace(event=record.event())  # the handler may have changed the other

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
 from types import TracebackType
@@ -601,7 +601,6 @@ class Consumer:
         try:
             if self._turns.are_due:
                 await self._turns.give()
-            await self._check_lease()
             await self._commit_if_many()
             goes_on = True
             while goes_on and not found:
@@ -723,23 +722,31 @@ class Consumer:
             await self._run(attempts)
 
     async def _run(self, attempts: Attempts) -> None:
+        token = _handles_for.set(self)
         try:
             while entries := await self._next(1, 0.0):
-                with self._handling():
-                    await self._handle(entries[0], attempts)
+                await self._handle(entries[0], attempts)
         except StreamClosed:
             if not self._held()[1].ended:
                 raise
+        finally:
+            with suppress(ValueError):  # it was left for dead, and is now collected
+                _handles_for.reset(token)
 
     async def _handle(self, entry: Entry, attempts: Attempts) -> None:
+        """Have an event dealt with. Until it is, the lease stays, though the stream be closed."""
         record = entry.record
-        if record is None:
-            await attempts.tell(entry.event)
-        elif attempts.dead_letter not in record.topics:
-            await attempts.make(entry, record, is_suspect=self._is_suspect(record))
-        self._take_as_dealt_with()
-        if not self._commits_itself or record is None or record.position <= self._suspect_until:
-            await self._commit_yielded(entry.number)
+        self._is_handling = True
+        try:
+            if record is None:
+                await attempts.tell(entry.event)
+            elif attempts.dead_letter not in record.topics:
+                await attempts.make(entry, record, is_suspect=self._is_suspect(record))
+            if not self._commits_itself or record is None or record.position <= self._suspect_until:
+                await self._commit_yielded(entry.number)
+        finally:
+            self._is_handling = False
+            wake_all(self._waiting_for_end)
 
     def _is_suspect(self, record: Record) -> bool:
         """Whether it was the first to be handled in a process that was killed, and was there."""
@@ -749,19 +756,6 @@ class Consumer:
             and record.position <= self._suspect_until
             and len(self._yielded) == 1
         )
-
-    @contextmanager
-    def _handling(self) -> Iterator[None]:
-        """Until an event has been dealt with, the lease stays, though the stream be closed."""
-        self._is_handling = True
-        token = _handles_for.set(self)
-        try:
-            yield
-        finally:
-            with suppress(ValueError):  # it was left for dead, and is now collected
-                _handles_for.reset(token)
-            self._is_handling = False
-            wake_all(self._waiting_for_end)
 
 
 class _Batches:
