@@ -1398,13 +1398,30 @@ class TestRun:
             await stream.consumer("billing.eu", "b").reset(EARLIEST)
             await fail("billing.eu", "b", "other")
             letters += await log.read(topics=["dead", "other"])
-            assert len({letter.id for letter in letters}) == 4
+            assert [letter.id for letter in letters] == [
+                "dead/billing/dead/1",
+                "dead/billing.eu/dead/2",
+                "dead/billing.eu/dead/9",
+                "dead/billing.eu/other/9",
+            ]
             assert [(letter.event().data, letter.topics[0]) for letter in letters] == [
                 ("A", "dead"),
                 ("B", "dead"),
                 ("C", "dead"),
                 ("C", "other"),
             ]
+
+    async def test_no_name_of_a_consumer_is_taken_for_more_than_that(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("a/1"))
+            handler = Handler(**{"a/1": 9})
+            for name, dead_letter in (("c/d", "e"), ("c", "d/e")):
+                consumer = stream.consumer(name, "a")
+                await run_for(1, consumer, handler, retries=0, dead_letter=dead_letter)
+            letters = await log.read(topics=["e", "d/e"])
+            assert ids(letters) == ["dead/c%2Fd/e/1", "dead/c/d%2Fe/1"]
 
     async def test_an_event_that_is_there_by_its_name_is_not_taken_for_it(
         self, open_log: OpenLog
@@ -1579,6 +1596,21 @@ class TestRun:
             await running
             assert handler.got == ["a/1"] * 2  # it may fail as often as any
             assert len(await log.read(topics="dead")) == 0
+
+    async def test_what_comes_later_is_tried_as_often_as_any(self, open_log: OpenLog) -> None:
+        async with Crashes(open_log) as crashes:
+            log, stream = crashes.log, crashes.stream
+            options: Any = {"retries": 1, "dead_letter": "dead"}
+            await crashes.by("none")
+            killing = asyncio.create_task(crashes.by("a/1", **options))
+            await asyncio.sleep(0.5)
+            await log.append(events("a/1"))
+            await killing
+            await crashes.by("a/1", **options)
+            handler = Handler()
+            await run_for(1, stream.consumer("c", "a"), handler, **options)
+            assert (crashes.calls, handler.got) == (2, [])
+            assert len(await log.read(topics="dead")) == 1
 
     async def test_what_was_handled_after_it_failed_is_not_what_killed(
         self, open_log: OpenLog

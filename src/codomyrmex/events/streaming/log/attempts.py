@@ -20,7 +20,6 @@ from ..errors import IdConflict, StreamClosed, StreamingError, shown
 from ..models import Event, Handler
 from ..streams.runner import is_cancellation
 from ..topics import Selection, check_topic
-from ..wakeups import running_loop
 from .base import Reader
 from .record import Record
 
@@ -82,13 +81,14 @@ def given_up(said: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**said, "number": said["number"] - 1, "has_begun": False}
 
 
-def _ends_from_outside(error: BaseException, task: "asyncio.Task[Any] | None") -> bool:
+def _interrupts(error: BaseException) -> bool:
     """Whether the event has nothing to do with it: who waits for the handler is interrupted."""
-    if isinstance(error, GeneratorExit):  # the task was left for dead, and is collected
-        return running_loop() is None or asyncio.current_task() is not task
     if isinstance(error, BaseExceptionGroup):
+        task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
-    return isinstance(error, KeyboardInterrupt) or is_cancellation(error)
+    if isinstance(error, asyncio.CancelledError):
+        return is_cancellation(error)
+    return isinstance(error, KeyboardInterrupt)
 
 
 class Attempts:
@@ -198,14 +198,13 @@ class Attempts:
         )
 
     async def _try(self, event: Event) -> BaseException | None:
-        """Call the handler; what it raised, unless that is how this task is ended from outside."""
-        task = asyncio.current_task()
+        """Call the handler; what it raised, unless this task is interrupted."""
         try:
             result = self._handler(event)
             if result is not None and hasattr(result, "__await__"):
                 await result
         except BaseException as error:
-            if _ends_from_outside(error, task):
+            if _interrupts(error):
                 raise
             return error
         return None

@@ -749,13 +749,9 @@ class Consumer:
             wake_all(self._waiting_for_end)
 
     def _is_suspect(self, record: Record) -> bool:
-        """Whether it was the first to be handled in a process that was killed, and was there."""
+        """Whether it may be what the last holder was killed by: it comes first, and was there."""
         lease, _ = self._held()
-        return (
-            lease.state["crashed"]
-            and record.position <= self._suspect_until
-            and len(self._yielded) == 1
-        )
+        return lease.state["crashed"] and record.position <= self._suspect_until
 
 
 class _Batches:
