@@ -536,7 +536,7 @@ class Consumer:
         if id_ in (EARLIEST, LATEST):
             return False
         lease, _ = self._held()
-        if id_ == lease.state["cursor"]:
+        if position is None and id_ == lease.state["cursor"]:
             return True
         asked = position or (await self._log.locate(id_)).position
         committed = lease.state["position"]
