@@ -6,11 +6,13 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -27,6 +29,7 @@ from codomyrmex.events.streaming.log import (
     LATEST,
     Consumer,
     Lag,
+    Location,
     Log,
     LogStream,
     MemoryLog,
@@ -37,9 +40,10 @@ from codomyrmex.events.streaming.log import (
 from codomyrmex.events.streaming.log import (
     consumer as consumer_module,
 )
-from codomyrmex.events.streaming.log.base import Change, Note
+from codomyrmex.events.streaming.log.base import Change, Note, Page, Start
 from codomyrmex.events.streaming.log.lease import LEASE
 from codomyrmex.events.streaming.testing import cancel_at_every_await
+from codomyrmex.events.streaming.topics import Selection
 from tests.conformance.test_logs import event, events, ids, read_all
 from tests.log.test_lease import LoopClock
 from tests.log.test_peers import Process
@@ -73,6 +77,17 @@ def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> OpenLog:
         return FileLog(tmp_path / f"{next(number)}.db", clock=clock, **options)
 
     return open_log
+
+
+class Full(MemoryLog):
+    """One whose notes cannot be written while it is full."""
+
+    full = False
+
+    async def _change(self, change: Change) -> Note | None:
+        if self.full:
+            raise LogFull("somewhere")
+        return await super()._change(change)
 
 
 def rounded(lag: Lag) -> tuple[int, int]:
@@ -162,6 +177,24 @@ class TestConsuming:
             await log.append(events("x/9", "a/9"))
             assert await handled(stream, topic="a", start=LATEST) == ["a/9"]
 
+    async def test_a_name_that_has_a_place_looks_for_no_other(self) -> None:
+        class Counting(MemoryLog):
+            looked = 0
+
+            async def _locate(self, cursor: str, selection: Selection) -> Location:
+                self.looked += 1
+                return await super()._locate(cursor, selection)
+
+            async def _begin(self, after: str, selection: Selection) -> Start:
+                self.looked += 1
+                return await super()._begin(after, selection)
+
+        async with Counting() as log, LogStream(log) as stream:
+            for _ in range(3):
+                async with stream.consumer("c", start=LATEST) as consumer:
+                    await consumer.lag()
+            assert log.looked == 1
+
     async def test_the_latest_of_a_quiet_topic_is_known_for_as_long_as_nothing_is_missed(
         self, open_log: OpenLog
     ) -> None:
@@ -186,12 +219,116 @@ class TestConsuming:
             async with stream.consumer("c") as consumer:  # it is told until it is passed
                 told = await anext(consumer)
                 assert (told.type, told.data) == ("stream.gap", gap)
-                for _ in range(2):
-                    await consumer.commit(told)
                 await take(consumer, 2)
                 await consumer.commit("4")
                 await consumer.commit(told)
             assert await handled(stream) == ["5"]
+
+    async def test_that_is_told_no_more_once_it_is_committed(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=2)) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            await committed(stream, 1)
+            await log.append(events("3", "4", "5"))
+            await log.trim()
+            async with stream.consumer("c") as consumer:
+                told = await anext(consumer)
+                for again in (told, told.id):
+                    await consumer.commit(again)
+                assert (await consumer.lag()).events == 2
+            assert await handled(stream) == ["4", "5"]
+            await log.append(events("6"))
+            await log.trim()
+            async with stream.consumer("c") as consumer:
+                gap = {"after": "1", "reason": "trimmed", "missed": 1}
+                assert await take(consumer, 3) == [gap, "5", "6"]
+
+    @pytest.mark.parametrize("how", ["new", "reset", "reset to a time", "reset by nobody"])
+    async def test_what_went_before_the_first_commit_is_told_too(
+        self, open_log: OpenLog, how: str
+    ) -> None:
+        async with open_log(retention=Retention(count=3)) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            consumer = stream.consumer("c")
+            if how != "new":
+                await committed(stream, 2)
+            if how == "reset by nobody":
+                await consumer.reset(EARLIEST)
+            async with consumer:
+                if how == "reset":
+                    await consumer.reset(EARLIEST)
+                elif how == "reset to a time":
+                    await consumer.reset(datetime(1980, 1, 1, tzinfo=UTC))
+                await take(consumer, 1)
+            await log.append(events("3", "4", "5", "6"))
+            await log.trim()
+            async with consumer:
+                gap = {"after": EARLIEST, "reason": "trimmed", "missed": 3}
+                assert await take(consumer, 4) == [gap, "4", "5", "6"]
+
+    async def test_what_went_before_the_first_visit_is_not(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=2)) as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3", "4"))
+            await log.trim()
+            assert await handled(stream) == ["3", "4"]
+
+    @pytest.mark.parametrize("how", ["latest", "reset", "reset to a time", "committed"])
+    async def test_a_quiet_topic_raises_no_alarm_whatever_is_forgotten(
+        self, open_log: OpenLog, how: str
+    ) -> None:
+        async with open_log(retention=Retention(count=5)) as log, LogStream(log) as stream:
+            await log.append(events("quiet/1", "busy/0"))
+            start = LATEST if how == "latest" else EARLIEST
+            async with stream.consumer("c", "quiet", start=start) as consumer:
+                if how == "committed":
+                    await consumer.commit(await anext(consumer))
+                elif how == "reset":
+                    await consumer.reset(LATEST)
+                elif how == "reset to a time":
+                    await consumer.reset(datetime(2100, 1, 1, tzinfo=UTC))
+            for number in range(24):
+                await log.append([event(f"{number}.{n}", "busy") for n in range(500)])
+                await log.trim()
+            await log.append(events("quiet/2"))
+            assert await handled(stream, topic="quiet") == ["quiet/2"]
+
+    async def test_an_id_that_comes_again_is_another_event(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=3)) as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            async with stream.consumer("c") as consumer:
+                await take(consumer, 3)
+                await log.append(events("4"))
+                await log.trim()
+                (again,) = await log.append(events("1"))
+                assert await take(consumer, 2) == ["4", "1"]
+                await consumer.commit("1")  # the first by this name
+                assert (await consumer.lag()).events == 3
+                await consumer.commit("3")
+                await consumer.commit("1")
+                assert await consumer.lag() == Lag(0, 0.0)
+                await consumer.commit(again)
+            assert await handled(stream) == []
+
+    async def test_a_record_that_was_not_yielded_is_not_one_of_the_same_id(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log(retention=Retention(count=1)) as log, LogStream(log) as stream:
+            await log.append(events("1"))
+            async with stream.consumer("c") as consumer:
+                await take(consumer, 1)
+                await log.append(events("2"))
+                await log.trim()
+                (again,) = await log.append(events("1"))
+                for _ in range(2):
+                    with pytest.raises(ValueError, match="has not yielded"):
+                        await consumer.commit(again)
+                    await consumer.commit("1")
+
+    async def test_a_note_that_knows_no_position_goes_by_the_id(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            await log._change(Change(Note("consumer:c", {"cursor": "1", "attempts": {}})))
+            assert (await stream.consumer("c").lag()).events == 2
+            assert await handled(stream) == ["2", "3"]
 
     async def test_what_cannot_be_decoded_is_passed_over(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as stream:
@@ -251,8 +388,9 @@ class TestConsuming:
             for limit, seconds in ((0, 0.0), (1, -1.0)):
                 with pytest.raises(ValueError, match="0 or more"):
                     stream.consumer("c").batches(limit, seconds=seconds)
-        with pytest.raises(ValueError, match="above 0"):
-            LogStream("memory://", lease=0.0)
+        for lease in (0.0, float("nan"), float("inf"), 1e300):
+            with pytest.raises(ValueError, match="above 0"):
+                LogStream("memory://", lease=lease)
 
 
 class TestCommitting:
@@ -269,6 +407,9 @@ class TestCommitting:
                     await consumer.commit(again)
                 assert (await consumer.lag()).events == 2
                 await consumer.commit("4")
+                for other in (EARLIEST, LATEST):
+                    with pytest.raises(ValueError, match="has not yielded the event"):
+                        await consumer.commit(other)
             assert await handled(stream) == ["5"]
 
     async def test_of_what_was_not_yielded_is_refused(self, open_log: OpenLog) -> None:
@@ -328,6 +469,19 @@ class TestCommitting:
                 assert lags == [10, 10, 10, 7, 7, 7, 4, 4, 4]
             assert await handled(stream) == ["8", "9"]  # nobody asked for the one after "8"
 
+    async def test_every_so_many_though_that_is_more_than_are_known(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(consumer_module, "_MOST_UNCOMMITTED", 3)
+        async with MemoryLog() as log, LogStream(log) as stream:
+            await log.append(events(*(str(number) for number in range(12))))
+            async with stream.consumer("c", commit_every=5) as consumer:
+                lags: list[int] = []
+                for _ in range(12):
+                    await anext(consumer)
+                    lags.append((await consumer.lag()).events)
+                assert lags == [12] * 5 + [7] * 5 + [2] * 2
+
     async def test_every_so_many_seconds_whether_or_not_something_comes(
         self, open_log: OpenLog
     ) -> None:
@@ -356,6 +510,35 @@ class TestCommitting:
                 await take(consumer, 1)
                 await asyncio.sleep(10)
             assert await handled(stream) == ["3"]
+
+    async def test_a_commit_of_ones_own_begins_the_time_anew(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            async with stream.consumer("c", commit_seconds=5.0) as consumer:
+                await take(consumer, 2)
+                await asyncio.sleep(4)
+                await consumer.commit("2")
+                await take(consumer, 1)
+                waiting = asyncio.create_task(take(consumer, 1))
+                await asyncio.sleep(4)
+                assert (await consumer.lag()).events == 1
+                await asyncio.sleep(2)
+                assert (await consumer.lag()).events == 0
+                waiting.cancel()
+                await asyncio.wait([waiting])
+
+    async def test_a_commit_of_ones_own_keeps_what_is_due_later(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            async with stream.consumer("c", commit_seconds=5.0) as consumer:
+                await take(consumer, 3)
+                waiting = asyncio.create_task(take(consumer, 1))
+                await asyncio.sleep(4)
+                await consumer.commit("1")
+                await asyncio.sleep(2)
+                assert (await consumer.lag()).events == 0
+                waiting.cancel()
+                await asyncio.wait([waiting])
 
     async def test_that_is_late_when_the_next_is_asked_for_is_done_first(
         self, open_log: OpenLog
@@ -450,6 +633,46 @@ class TestBatches:
             assert [names(batch) for batch in await waiting] == [["1"]]
 
 
+@pytest.mark.real_time
+class TestTurns:
+    """Others on the event loop have theirs, though there is always something to read."""
+
+    @pytest.mark.parametrize("how", ["iterator", "batches", "run", "events"])
+    async def test_of_others_and_of_the_lease(self, how: str) -> None:
+        async with MemoryLog() as log, LogStream(log, lease=0.3) as stream:
+            await log.append(events(*(str(number) for number in range(2000))))
+
+            def works(event: Event) -> None:
+                until = time.perf_counter() + 0.001
+                while time.perf_counter() < until:
+                    pass
+
+            async def consume() -> None:
+                if how == "events":
+                    async with stream.events(after=EARLIEST) as found:
+                        async for each in found:
+                            works(each)
+                async with stream.consumer("c", commit_every=1000) as consumer:
+                    if how == "run":
+                        await consumer.run(works)
+                    elif how == "iterator":
+                        async for each in consumer:
+                            works(each)
+                    else:
+                        async for batch in consumer.batches(2):
+                            works(batch[0])
+
+            consuming = asyncio.create_task(consume())
+            begin = time.monotonic()
+            await asyncio.sleep(0.6)
+            assert time.monotonic() - begin < 1.0  # where all of it takes two seconds
+            if how != "events":
+                with pytest.raises(ConsumerInUse):  # after twice the lease
+                    await stream.consumer("c").__aenter__()
+            consuming.cancel()
+            await asyncio.wait([consuming])
+
+
 async def all_of(iterator: AsyncIterator[Any]) -> list[Any]:
     return [each async for each in iterator]
 
@@ -495,6 +718,7 @@ class TestHolding:
                 await take(slow, 2)
                 await take(waits, 3)
                 waiting = asyncio.create_task(anext(waits))
+                await asyncio.sleep(1)
                 clock.set_by += 2 * LEASE  # all hang, and their leases are not renewed
                 async with stream.consumer("c") as quick, stream.consumer("d"):
                     assert await take(quick, 1) == ["1"]
@@ -514,6 +738,86 @@ class TestHolding:
                     assert await take(quick, 2) == ["2", "3"]
             assert await handled(stream) == ["2", "3"]
 
+    async def test_who_hung_finds_out_before_the_first_event(self, open_log: OpenLog) -> None:
+        clock = LoopClock()
+        async with open_log(clock=clock) as log, LogStream(log) as stream:
+            await log.append(events("1", "2", "3"))
+            handler = Handler()
+
+            async def hangs(event: Event) -> None:
+                await handler(event)
+                await asyncio.sleep(1)
+
+            async with stream.consumer("a") as a, stream.consumer("b") as b:
+                running = asyncio.create_task(stream.consumer("c").run(hangs))
+                await take(a, 1)
+                batches = b.batches(1)
+                await anext(batches)
+                await asyncio.sleep(0.5)
+                clock.set_by += 2 * LEASE
+                async with stream.consumer("a"), stream.consumer("b"), stream.consumer("c"):
+                    for call in (anext(a), anext(batches), running):
+                        with pytest.raises(ConsumerInUse):
+                            await call
+            assert handler.got == ["1"]
+
+    async def test_who_waits_finds_out_before_it_gets_what_comes(self, open_log: OpenLog) -> None:
+        clock = LoopClock()
+        async with open_log(clock=clock) as log, LogStream(log) as stream:
+            async with stream.consumer("c") as slow:
+                waiting = asyncio.create_task(anext(slow))
+                await asyncio.sleep(1)
+                clock.set_by += 2 * LEASE
+                async with stream.consumer("c"):
+                    await log.append(events("1"))
+                    with pytest.raises(ConsumerInUse):
+                        await waiting
+            assert asyncio.get_running_loop().time() < LEASE / 3  # before it is to be renewed
+
+    async def test_who_hung_goes_on_where_nobody_else_has_come(self, open_log: OpenLog) -> None:
+        clock = LoopClock()
+        async with open_log(clock=clock) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            async with stream.consumer("c") as consumer:
+                await take(consumer, 1)
+                clock.set_by += 2 * LEASE
+                assert await take(consumer, 1) == ["2"]
+                with pytest.raises(ConsumerInUse):  # for it is renewed
+                    await stream.consumer("c").__aenter__()
+
+    async def test_who_lost_it_commits_nothing_whether_or_not_it_is_committed(
+        self, open_log: OpenLog
+    ) -> None:
+        clock = LoopClock()
+        async with open_log(clock=clock) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            async with stream.consumer("c") as slow:
+                found = [await anext(slow) for _ in range(2)]
+                await slow.commit("1")
+                clock.set_by += 2 * LEASE
+                async with stream.consumer("c"):
+                    for id_ in ("1", "never"):
+                        with pytest.raises(ConsumerInUse):
+                            await slow.commit(id_)
+                    for each in found:
+                        with pytest.raises(ConsumerInUse):
+                            await slow.commit(each)
+
+    async def test_who_lost_it_comes_to_the_end_when_the_log_is_closed(
+        self, open_log: OpenLog
+    ) -> None:
+        clock = LoopClock()
+        log = open_log(clock=clock)
+        async with LogStream(log) as stream:
+            await log.append(events("1"))
+            async with stream.consumer("c") as slow:
+                clock.set_by += 2 * LEASE
+                async with stream.consumer("c"):
+                    with pytest.raises(ConsumerInUse):
+                        await anext(slow)
+                    await log.close()
+                    assert await all_of(slow) == []
+
     async def test_is_over_at_once_when_the_stream_is_closed(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as other:
             stream = LogStream(log)
@@ -524,9 +828,11 @@ class TestHolding:
                 await asyncio.sleep(1)
                 await stream.aclose()
                 assert names(await waiting) == ["2"]
-                assert await handled(other) == ["1", "2"]
+                assert await handled(other) == []  # for the one after "2" was asked for
                 with pytest.raises(StreamClosed):
                     await consumer.commit(found)
+                with pytest.raises(StreamClosed):
+                    await consumer.reset(EARLIEST)
             with pytest.raises(StreamClosed):
                 await stream.consumer("c").__aenter__()
 
@@ -543,14 +849,6 @@ class TestHolding:
         await stream.aclose()
 
     async def test_a_lease_that_cannot_be_let_go_is_in_nobodys_way(self) -> None:
-        class Full(MemoryLog):
-            full = False
-
-            async def _change(self, change: Change) -> Note | None:
-                if self.full:
-                    raise LogFull("somewhere")
-                return await super()._change(change)
-
         async with Full(clock=LoopClock()) as log:
             stream = LogStream(log)
             async with stream.consumer("c"):
@@ -563,11 +861,139 @@ class TestHolding:
             async with LogStream(log).consumer("c"):
                 pass
 
+    async def test_a_full_log_hides_neither_the_blocks_error_nor_a_cancellation(self) -> None:
+        async def use(log: Full, error: BaseException | None = None) -> None:
+            async with LogStream(log).consumer("c"):
+                log.full = True
+                if error is not None:
+                    raise error
+                await asyncio.sleep(60)
+
+        for _ in range(2):
+            async with Full(clock=LoopClock()) as log:
+                with pytest.raises(KeyError, match="mine"):
+                    await use(log, KeyError("mine"))
+            async with Full(clock=LoopClock()) as log:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await use(log)
+            async with Full(clock=LoopClock()) as log:
+                using = asyncio.create_task(use(log))
+                await asyncio.sleep(1)
+                using.cancel()
+                await asyncio.wait([using])
+                assert using.cancelled()
+
+    async def test_what_a_closed_stream_cannot_commit_comes_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Full(clock=LoopClock()) as log:
+            stream = LogStream(log)
+            await log.append(events("1"))
+            async with stream.consumer("c", commit_every=100) as consumer:
+                waiting = asyncio.create_task(all_of(consumer))
+                await asyncio.sleep(1)
+                log.full = True
+                await stream.aclose()
+                assert names(await waiting) == ["1"]
+            log.full = False
+            await asyncio.sleep(LEASE)
+            assert await handled(LogStream(log)) == ["1"]
+        assert "consumer c could not commit as it ended" in caplog.text
+
+    async def test_nothing_that_was_read_is_got_once_the_stream_is_closed(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log() as log:
+            stream = LogStream(log)
+            await log.append(events("1", "2", "3"))
+            async with stream.consumer("c") as consumer, stream.consumer("d") as other:
+                await take(consumer, 1)
+                batches = other.batches(1)
+                await anext(batches)
+                await stream.aclose()
+                assert await all_of(consumer) == []
+                assert await all_of(batches) == []
+
+    async def test_a_closed_stream_is_not_entered_whoever_holds_it(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as other, other.consumer("c"):
+            stream = LogStream(log)
+            await stream.aclose()
+            with pytest.raises(StreamClosed):
+                await stream.consumer("c").__aenter__()
+            with pytest.raises(StreamClosed):
+                await stream.consumer("c").reset(EARLIEST)
+
+    async def test_a_stream_is_closed_while_others_leave(self, tmp_path: Path) -> None:
+        for url in ("memory://", f"sqlite:///{tmp_path}/events.db"):
+            stream = LogStream(url)
+
+            entered = [asyncio.Event() for _ in range(6)]
+
+            async def consume(
+                number: int,
+                stream: LogStream = stream,
+                entered: list[asyncio.Event] = entered,
+            ) -> None:
+                async with stream.consumer(str(number)) as consumer:
+                    entered[number].set()
+                    await all_of(consumer)
+
+            consuming = [asyncio.create_task(consume(number)) for number in range(6)]
+            for each in entered:
+                await each.wait()
+            for task in consuming[::2]:
+                task.cancel()
+            await stream.aclose()
+            await asyncio.wait(consuming)
+            assert [each.cancelled() for each in consuming] == [True, False] * 3
+            with pytest.raises(StreamClosed):
+                await stream.log.append([])
+            if url != "memory://":
+                async with LogStream(url) as again:
+                    for number in range(6):
+                        async with again.consumer(str(number)):  # all have let go
+                            pass
+
+    @pytest.mark.real_time
+    async def test_a_stream_is_closed_where_another_thread_consumes(self) -> None:
+        async with MemoryLog() as log:
+            stream = LogStream(log)
+            await log.append(events("1"))
+            entered = threading.Event()
+
+            async def consume() -> list[Any]:
+                async with stream.consumer("c", commit_every=100) as consumer:
+                    found = await take(consumer, 1)
+                    waiting = asyncio.create_task(all_of(consumer))
+                    await asyncio.sleep(0)
+                    entered.set()
+                    return found + await waiting
+
+            consuming = asyncio.create_task(asyncio.to_thread(asyncio.run, consume()))
+            await asyncio.to_thread(entered.wait)
+            async with asyncio.timeout(PATIENCE):
+                await stream.aclose()
+            assert await consuming == ["1"]
+            assert await handled(LogStream(log)) == []
+
+    @pytest.mark.real_time
+    async def test_a_stream_is_closed_where_another_threads_loop_stands_still(self) -> None:
+        async with MemoryLog() as log:
+            stream = LogStream(log)
+            loop = asyncio.new_event_loop()
+            consumer = stream.consumer("c")
+            await asyncio.to_thread(loop.run_until_complete, consumer.__aenter__())
+            async with asyncio.timeout(PATIENCE):
+                await stream.aclose()
+            await asyncio.to_thread(loop.run_until_complete, consumer.__aexit__(None, None, None))
+            loop.close()
+
     async def test_a_stream_that_is_closed_meanwhile_is_not_consumed(self) -> None:
         class Slow(MemoryLog):
-            async def _end(self) -> int:
+            async def _begin(self, after: str, selection: Selection) -> Start:
                 await asyncio.sleep(1)
-                return await super()._end()
+                return await super()._begin(after, selection)
 
         async with Slow(clock=LoopClock()) as log:
             stream = LogStream(log)
@@ -680,6 +1106,49 @@ class TestReset:
             with pytest.raises(ValueError, match="timezone"):
                 await stream.consumer("c").reset(datetime(2026, 1, 1))
 
+    @pytest.mark.parametrize("to", [EARLIEST, LATEST])
+    async def test_revives_none_whose_stream_is_closed_meanwhile(
+        self, open_log: OpenLog, to: str
+    ) -> None:
+        for turns in range(12):
+            async with open_log() as log:
+                stream = LogStream(log)
+                await log.append(events("1", "2"))
+                async with stream.consumer("c") as consumer:
+                    await take(consumer, 2)
+                    waiting = asyncio.create_task(all_of(consumer))
+                    await asyncio.sleep(1)
+                    resetting = asyncio.create_task(consumer.reset(to))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    await stream.aclose()
+                    await asyncio.wait([resetting])
+                    with suppress(StreamClosed):
+                        resetting.result()
+                    found = names(await waiting)
+                    assert found == (["1", "2"][: len(found)] if to == EARLIEST else [])
+                    assert await all_of(consumer) == []
+
+    async def test_while_something_is_read_for_it_drops_that(self) -> None:
+        class Slow(MemoryLog):
+            seconds = 0
+
+            async def _page(self, after: int, selection: Selection, limit: int, told: int) -> Page:
+                page = await super()._page(after, selection, limit, told)
+                await asyncio.sleep(self.seconds)
+                return page
+
+        async with Slow(clock=LoopClock()) as log, LogStream(log) as stream:
+            await log.append(events("1", "2"))
+            async with stream.consumer("c") as consumer:
+                await take(consumer, 2)
+                await log.append(events("3"))
+                log.seconds = 2
+                waiting = asyncio.create_task(take(consumer, 3))
+                await asyncio.sleep(1)
+                await consumer.reset(EARLIEST)
+                assert await waiting == ["1", "2", "3"]
+
     async def test_that_fails_changes_nothing(self) -> None:
         log = MemoryLog(clock=LoopClock())
         stream = LogStream(log)
@@ -713,6 +1182,63 @@ async def run_for(seconds: float, consumer: Consumer, handler: Any, **options: A
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
             await consumer.run(handler, **options)
+
+
+def gives(event: Event) -> Iterator[Event]:
+    yield event
+
+
+async def gives_async(number: int, event: Event) -> AsyncIterator[Event]:
+    yield event
+
+
+class GivesAsync:
+    async def __call__(self, event: Event) -> AsyncIterator[Event]:
+        yield event
+
+
+async def forever(event: Event) -> None:
+    await asyncio.sleep(1e9)
+
+
+class Crashes:
+    """Processes that are killed one after the other: they say nothing more, and time goes by."""
+
+    def __init__(self, open_log: OpenLog) -> None:
+        self.clock = LoopClock()
+        self.log = open_log(clock=self.clock)
+        self.stream = LogStream(self.log)
+        self.calls = 0
+
+    async def by(
+        self, name: str, handler: Any = None, *, commit_every: int | None = None, **options: Any
+    ) -> None:
+        """One is killed as it handles the event of this name, or when it has nothing to do."""
+
+        async def hangs(event: Event) -> None:
+            if event.id == name:
+                self.calls += 1
+                await forever(event)
+            if handler is not None:
+                await handler(event)
+
+        consumer = self.stream.consumer("c", "a", commit_every=commit_every)
+        running = asyncio.create_task(consumer.run(hangs, **options))
+        await asyncio.sleep(1)
+        lease = consumer._lease
+        assert lease is not None
+        await lease.abandon()
+        lease._is_held = False
+        running.cancel()
+        await asyncio.wait([running])
+        self.clock.set_by += 2 * LEASE
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stream.aclose()
+        await self.log.close()
 
 
 class TestRun:
@@ -784,7 +1310,11 @@ class TestRun:
             await run_for(60, consumer, handler, retries=1, dead_letter="dead")
             assert handler.got == ["orders/1", "2", "2", "orders/3"]
             (letter,) = await log.read(topics="dead")
-            assert (letter.id, letter.private, letter.topics) == ("dead.billing.2", True, ("dead",))
+            assert (letter.id, letter.private, letter.topics) == (
+                "dead/billing/dead/2",
+                True,
+                ("dead",),
+            )
             assert letter.timestamp == record.timestamp
             found = letter.event()
             assert (found.type, found.data) == ("order.paid", {"total": 9})
@@ -850,6 +1380,118 @@ class TestRun:
                 await consumer.reset(EARLIEST)
             assert len(await log.read(topics="dead")) == 1
 
+    async def test_no_two_events_have_one_dead_letter(self, open_log: OpenLog) -> None:
+        async with open_log(retention=Retention(count=6)) as log, LogStream(log) as stream:
+            handler = Handler(**{"eu.1": 9, "1": 9})
+
+            async def fail(name: str, topic: str, dead_letter: str = "dead") -> None:
+                consumer = stream.consumer(name, topic)
+                await run_for(1, consumer, handler, retries=0, dead_letter=dead_letter)
+                assert (await consumer.lag()).events == 0
+
+            await log.append([event("eu.1", "a", "A"), event("1", "b", "B")])
+            await fail("billing", "a")
+            await fail("billing.eu", "b")
+            letters = [*await log.read(topics="dead")]
+            await log.append(events(*(f"x/{number}" for number in range(4))))
+            await log.trim()
+            await log.append([event("1", "b", "C")])  # the first by this name has gone
+            await fail("billing.eu", "b")
+            await stream.consumer("billing.eu", "b").reset(EARLIEST)
+            await fail("billing.eu", "b", "other")
+            letters += await log.read(topics=["dead", "other"])
+            assert [letter.id for letter in letters] == [
+                "dead/billing/dead/1",
+                "dead/billing.eu/dead/2",
+                "dead/billing.eu/dead/9",
+                "dead/billing.eu/other/9",
+            ]
+            assert [(letter.event().data, letter.topics[0]) for letter in letters] == [
+                ("A", "dead"),
+                ("B", "dead"),
+                ("C", "dead"),
+                ("C", "other"),
+            ]
+
+    async def test_no_name_of_a_consumer_is_taken_for_more_than_that(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("a/1"))
+            handler = Handler(**{"a/1": 9})
+            for name, dead_letter in (("c/d", "e"), ("c", "d/e")):
+                consumer = stream.consumer(name, "a")
+                await run_for(1, consumer, handler, retries=0, dead_letter=dead_letter)
+            letters = await log.read(topics=["e", "d/e"])
+            assert ids(letters) == ["dead/c%2Fd/e/1", "dead/c/d%2Fe/1"]
+
+    @pytest.mark.parametrize("data", ["somebody's", None])
+    async def test_an_event_that_is_there_by_its_name_is_not_taken_for_it(
+        self, open_log: OpenLog, data: Any
+    ) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append([*events("a/1"), event("dead/c/dead/1", "dead", data)])
+            consumer, handler = stream.consumer("c", "a"), Handler(**{"a/1": 9})
+            await run_for(1, consumer, handler, retries=0, dead_letter="dead")
+            _, letter = await log.read(topics="dead")
+            assert letter.event().metadata["event"] == "a/1"
+            assert (await consumer.lag()).events == 0
+
+    async def test_what_a_handler_does_to_an_event_is_its_own(self, open_log: OpenLog) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            (record,) = await log.append([event("1", "a", {"items": [1, 2]})])
+            got: list[Event] = []
+
+            def spoils(event: Event) -> None:
+                got.append(Event(event.id, event.type, [*event.data["items"]], {**event.metadata}))
+                event.data["items"].pop()
+                event.metadata["span"] = object()
+                raise LookupError
+
+            consumer = stream.consumer("c", "a")
+            await run_for(60, consumer, spoils, retries=2, dead_letter="dead")
+            assert [each.data for each in got] == [[1, 2]] * 3
+            assert [each.metadata for each in got] == [{"topic": "a"}] * 3
+            (letter,) = await log.read(topics="dead")
+            assert letter.event().data == {"items": [1, 2]}
+            assert "span" not in letter.event().metadata
+            async with (
+                stream.consumer("other", "a") as other,
+                stream.events("a", last=1) as subscriber,
+            ):
+                assert await anext(other) == await anext(subscriber) == record.event()
+
+    async def test_dead_letters_of_others_that_fail_stay_where_they_are(
+        self, open_log: OpenLog, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1", "dead/by-name"))
+
+            async def fail(event: Event) -> None:
+                raise LookupError(event.id)
+
+            running = [
+                asyncio.create_task(
+                    stream.consumer(name).run(fail, retries=0, dead_letter=f"dead.{name}")
+                )
+                for name in ("a", "b")
+            ]
+            await asyncio.sleep(60)
+            letters = [each.event() for each in await log.read(topics="dead.*")]
+            about = sorted((each.metadata["consumer"], each.metadata["event"]) for each in letters)
+            assert about == [
+                ("a", "1"),
+                ("a", "dead/by-name"),
+                ("b", "1"),
+                ("b", "dead/by-name"),
+            ]
+            assert "dead letter dead/b/dead.b/1 failed, and stays where it is" in caplog.text
+            for name in ("a", "b"):
+                assert (await stream.consumer(name).lag()).events == 0
+            for each in running:
+                each.cancel()
+            await asyncio.wait(running)
+
     async def test_keeps_count_over_restarts(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as stream:
             await log.append(events("a/1"))
@@ -897,8 +1539,9 @@ class TestRun:
             await run_for(1, consumer, Handler(**{"4": 99}), backoff=60.0)
             # "3" was dealt with, and is committed with the count of attempts at "4".
             assert await handled(stream) == ["4", "5"]
+            # "4" is committed as soon as it is done, since it was tried before.
             await run_for(1, consumer, Handler())
-            assert await handled(stream) == []
+            assert await handled(stream) == ["5"]
 
     async def test_but_what_is_given_up_at_once(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as stream:
@@ -912,29 +1555,188 @@ class TestRun:
             running.cancel()
             await asyncio.wait([running])
 
-    @pytest.mark.parametrize(("retries", "expected"), [(0, ["2"]), (1, ["1", "2"])])
-    async def test_who_did_not_let_go_is_taken_to_have_been_killed_by_the_first_event(
-        self, open_log: OpenLog, retries: int, expected: list[str]
+    @pytest.mark.parametrize(("retries", "calls"), [(0, 2), (1, 2), (2, 3), (5, 6)])
+    @pytest.mark.parametrize("between", ["", "entered and left", "a run that is cancelled"])
+    async def test_what_kills_is_given_up(
+        self, open_log: OpenLog, retries: int, calls: int, between: str
     ) -> None:
-        clock = LoopClock()
-        async with open_log(clock=clock) as log, LogStream(log) as stream:
+        async with Crashes(open_log) as crashes:
+            log, stream = crashes.log, crashes.stream
             await log.append(events("a/1", "a/2"))
-            hangs = asyncio.create_task(
-                stream.consumer("c", "a").run(lambda event: asyncio.sleep(1e9))
+            options: Any = {"retries": retries, "dead_letter": "dead"}
+            for _ in range(calls):
+                await crashes.by("a/1", **options)
+                if between:
+                    async with stream.consumer("c", "a") as consumer:
+                        if between != "entered and left":
+                            await run_for(1, consumer, forever, retries=9)
+            handler = Handler()
+            await run_for(1, stream.consumer("c", "a"), handler, **options)
+            assert crashes.calls == calls
+            assert handler.got == ["a/2"]
+            (letter,) = await log.read(topics="dead")
+            about = letter.event().metadata
+            assert about["attempts"] == max(2, calls)
+            assert "ended without a word" in about["error"]
+
+    @pytest.mark.parametrize("when", ["before the next", "later"])
+    async def test_the_innocent_is_not_given_up_whenever_it_came(
+        self, open_log: OpenLog, when: str
+    ) -> None:
+        async with Crashes(open_log) as crashes:
+            log, stream = crashes.log, crashes.stream
+            await crashes.by("none")
+            if when == "before the next":
+                await log.append(events("a/1"))
+            handler = Handler(**{"a/1": 1})
+            consumer = stream.consumer("c", "a")
+            running = asyncio.create_task(
+                run_for(60, consumer, handler, retries=1, dead_letter="dead")
             )
             await asyncio.sleep(1)
-            clock.set_by += 2 * LEASE
+            if when == "later":
+                await log.append(events("a/1"))
+            await running
+            assert handler.got == ["a/1"] * 2  # it may fail as often as any
+            assert len(await log.read(topics="dead")) == 0
+
+    async def test_what_comes_later_is_tried_as_often_as_any(self, open_log: OpenLog) -> None:
+        async with Crashes(open_log) as crashes:
+            log, stream = crashes.log, crashes.stream
+            options: Any = {"retries": 1, "dead_letter": "dead"}
+            await crashes.by("none")
+            killing = asyncio.create_task(crashes.by("a/1", **options))
+            await asyncio.sleep(0.5)
+            await log.append(events("a/1"))
+            await killing
+            await crashes.by("a/1", **options)
             handler = Handler()
+            await run_for(1, stream.consumer("c", "a"), handler, **options)
+            assert (crashes.calls, handler.got) == (2, [])
+            assert len(await log.read(topics="dead")) == 1
+
+    async def test_what_was_handled_after_it_failed_is_not_what_killed(
+        self, open_log: OpenLog
+    ) -> None:
+        async with Crashes(open_log) as crashes:
+            log, stream = crashes.log, crashes.stream
+            await log.append(events(*(f"a/{number}" for number in range(5))))
+            options: Any = {"retries": 2, "dead_letter": "dead", "backoff": 0.0}
+            await crashes.by("none", Handler(**{"a/1": 2}), commit_every=100, **options)
+            handler = Handler()
+            await run_for(1, consumer_of(stream), handler, **options)
+            assert handler.got == ["a/2", "a/3", "a/4"]
+            assert len(await log.read(topics="dead")) == 0
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            SystemExit(3),
+            GeneratorExit(),
+            BaseExceptionGroup("several", [KeyError(), asyncio.CancelledError()]),
+        ],
+    )
+    async def test_what_ends_the_process_is_counted(
+        self, open_log: OpenLog, error: BaseException, is_async: bool
+    ) -> None:
+        got: list[str] = []
+
+        def handler(event: Event) -> None:
+            got.append(event.id)
+            raise error
+
+        async def async_handler(event: Event) -> None:
+            handler(event)
+
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("a/1"))
             consumer = stream.consumer("c", "a")
-            await run_for(1, consumer, handler, retries=retries, dead_letter="dead")
-            assert handler.got == [f"a/{each}" for each in expected]
-            if retries == 0:
-                (letter,) = await log.read(topics="dead")
-                assert letter.event().metadata["attempts"] == 1
-                assert "ended without a word" in letter.event().metadata["error"]
-            hangs.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await hangs
+            for _ in range(3):
+                with pytest.raises(type(error)):
+                    await consumer.run(
+                        async_handler if is_async else handler, retries=2, dead_letter="dead"
+                    )
+            assert (await consumer.lag()).events == 0
+            (letter,) = await log.read(topics="dead")
+            assert letter.event().metadata["attempts"] == 3
+            assert type(error).__name__ in letter.event().metadata["error"]
+            assert len(got) == 3
+
+    async def test_what_ends_the_process_does_so_though_it_cannot_be_counted(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Full(clock=LoopClock()) as log, LogStream(log) as stream:
+            await log.append(events("1"))
+
+            def handler(event: Event) -> None:
+                log.full = True
+                raise SystemExit(3)
+
+            with pytest.raises(SystemExit):
+                await stream.consumer("c").run(handler)
+        assert "consumer c could not count an attempt" in caplog.text
+
+    async def test_what_interrupts_the_handler_is_not_counted(self, open_log: OpenLog) -> None:
+        async def handler(event: Event) -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError as error:
+                raise BaseExceptionGroup("cancelled", [error]) from None
+
+        def is_interrupted(event: Event) -> None:
+            raise KeyboardInterrupt
+
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("a/1"))
+            consumer = stream.consumer("c", "a")
+            options: Any = {"retries": 0, "dead_letter": "dead"}
+            running = asyncio.create_task(consumer.run(handler, **options))
+            await asyncio.sleep(1)
+            running.cancel()
+            with pytest.raises(BaseExceptionGroup):
+                await running
+            with pytest.raises(KeyboardInterrupt):
+                await consumer.run(is_interrupted, **options)
+            assert (await consumer.lag()).events == 1
+
+    async def test_one_that_is_left_for_dead_lets_its_handler_end(self) -> None:
+        seen: list[Any] = []
+
+        async def handler(event: Event) -> None:
+            seen.append(event.id)
+            try:
+                await asyncio.sleep(60)
+            except BaseException as error:
+                seen.append(type(error))
+                raise
+
+        async with MemoryLog() as log, LogStream(log) as stream:
+            await log.append(events("1"))
+            async with stream.consumer("c") as consumer:
+                running = consumer.run(handler)
+                while not seen:
+                    running.send(None)
+                await asyncio.to_thread(running.close)  # as when its loop has gone
+                assert seen == ["1", GeneratorExit]
+
+    async def test_a_gap_may_end_the_process_too(self, open_log: OpenLog) -> None:
+        def handler(event: Event) -> None:
+            raise SystemExit(3)
+
+        async with open_log() as log, LogStream(log) as stream:
+            with pytest.raises(SystemExit):
+                await stream.consumer("c", start="never").run(handler)
+
+    async def test_what_no_coroutine_can_raise_is_said_otherwise(self, open_log: OpenLog) -> None:
+        def handler(event: Event) -> None:
+            next(iter(()))
+
+        async with open_log() as log, LogStream(log) as stream:
+            await log.append(events("1"))
+            with pytest.raises(RuntimeError, match="the handler raised StopIteration") as caught:
+                await stream.consumer("c").run(handler, retries=0)
+            assert isinstance(caught.value.__cause__, StopIteration)
 
     async def test_without_dead_letters_it_is_tried_again_and_again(
         self, open_log: OpenLog
@@ -978,7 +1780,7 @@ class TestRun:
                 clock.set_by += 2 * LEASE
             handler = Handler()
             await run_for(1, consumer_of(stream), handler, retries=1, dead_letter="dead")
-            assert ids(await log.read(topics="dead")) == ["dead.c.a/3"]
+            assert ids(await log.read(topics="dead")) == ["dead/c/dead/4"]
             assert handler.got == ["a/4"]
             for each in crashes:
                 each.cancel()
@@ -1004,6 +1806,71 @@ class TestRun:
             await running
             assert handler.got == ["1"]
             assert asyncio.get_running_loop().time() == pytest.approx(1)
+
+    @pytest.mark.parametrize("options", [{}, {"commit_every": 100}, {"commit_seconds": 60.0}])
+    async def test_the_lease_stays_until_the_handler_has_dealt_with_its_event(
+        self, open_log: OpenLog, options: Any
+    ) -> None:
+        async with open_log() as log:
+            stream = LogStream(log)
+            await log.append(events("1", "2", "3"))
+            got: list[str] = []
+
+            async def handler(event: Event) -> None:
+                await asyncio.sleep(2)
+                got.append(event.id)
+
+            running = asyncio.create_task(stream.consumer("c", **options).run(handler))
+            await asyncio.sleep(3)
+            closing = asyncio.create_task(stream.aclose())
+            await asyncio.sleep(0.5)
+            other = LogStream(log)
+            with pytest.raises(ConsumerInUse):
+                await handled(other)
+            await closing
+            assert got == ["1", "2"]
+            assert await handled(other) == ["3"]
+            await running
+
+    async def test_nobody_waits_for_the_handler_where_the_stream_is_not_drained(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log() as log:
+            stream = LogStream(log)
+            await log.append(events("1", "2"))
+            running = asyncio.create_task(stream.consumer("c").run(lambda _: asyncio.sleep(30)))
+            await asyncio.sleep(1)
+            await stream.aclose(drain=False)
+            assert asyncio.get_running_loop().time() == pytest.approx(1)
+            await asyncio.sleep(20)
+            with pytest.raises(ConsumerInUse):
+                await handled(LogStream(log))
+            await running
+            assert await handled(LogStream(log)) == ["2"]
+
+    @pytest.mark.parametrize("options", [{}, {"commit_every": 100}])
+    @pytest.mark.parametrize("spawns", [False, True])
+    async def test_a_handler_may_close_the_stream(
+        self, tmp_path: Path, spawns: bool, options: Any
+    ) -> None:
+        url = f"sqlite:///{tmp_path}/events.db"
+        async with LogStream(url) as stream:
+            await stream.log.append(events("1", "2"))
+        got: list[str] = []
+        for _ in range(2):
+            stream = LogStream(url)
+
+            async def handler(event: Event, stream: LogStream = stream) -> None:
+                got.append(event.id)
+                if spawns:
+                    await asyncio.create_task(stream.aclose())
+                else:
+                    await stream.aclose()
+
+            await stream.consumer("c", **options).run(handler)
+            with pytest.raises(StreamClosed):
+                await stream.log.append([])
+        assert got == ["1", "2"]
 
     async def test_ends_in_a_block_too_when_the_stream_is_closed(self, open_log: OpenLog) -> None:
         async with open_log() as log:
@@ -1068,6 +1935,9 @@ class TestRun:
         ("options", "error", "says"),
         [
             ({"handler": 5}, TypeError, "function of one event"),
+            ({"handler": gives}, TypeError, "function of one event"),
+            ({"handler": partial(gives_async, 1)}, TypeError, "function of one event"),
+            ({"handler": GivesAsync()}, TypeError, "function of one event"),
             ({"retries": -1}, ValueError, "0 or more"),
             ({"backoff": -1.0}, ValueError, "0 or more"),
             ({"dead_letter": "a.*"}, TopicError, "pattern"),
@@ -1090,23 +1960,28 @@ class TestCancelling:
 
     def test_of_one_that_iterates(self, open_log: OpenLog) -> None:
         logs: list[Log] = []
+        got: list[Any] = []
 
         async def scenario() -> None:
             logs.append(log := open_log())
-            await log.append(events("1", "2", "3"))
+            got.clear()
+            await log.append(events("1", "2", "3", "4", "5", "6"))
             async with (
                 LogStream(log) as stream,
                 stream.consumer("c", commit_seconds=1.0) as consumer,
             ):
-                await take(consumer, 2)
+                for _ in range(2):
+                    got.extend(names([await anext(consumer)]))
                 await consumer.commit("1")
                 batches = consumer.batches(2, seconds=5.0)
-                await anext(batches)
-                await consumer.reset("1")
-                await anext(consumer)
+                got.extend(names(await anext(batches)))
+                await consumer.reset("3")
+                got.extend(names([await anext(consumer)]))
+                await asyncio.sleep(2)
+                got.extend(names([await anext(consumer)]))
                 await consumer.lag()
 
-        assert cancel_at_every_await(scenario, check=lambda: is_free(logs[-1])) >= 5
+        assert cancel_at_every_await(scenario, check=lambda: is_free(logs[-1], got)) >= 5
 
     def test_of_a_reset_leaves_it_in_one_place(self, open_log: OpenLog) -> None:
         async def scenario() -> None:
@@ -1122,28 +1997,45 @@ class TestCancelling:
 
         assert cancel_at_every_await(scenario) >= 4
 
-    def test_of_one_that_runs(self, open_log: OpenLog) -> None:
+    @pytest.mark.parametrize("options", [{}, {"commit_every": 2}, {"commit_seconds": 0.1}])
+    def test_of_one_that_runs(self, open_log: OpenLog, options: Any) -> None:
         logs: list[Log] = []
+        got: list[Any] = []
+
+        async def handler(event: Event) -> None:
+            await asyncio.sleep(0.05)
+            if event.id == "a/3":
+                raise LookupError
+            got.append(event.id)
 
         async def scenario() -> None:
             logs.append(log := open_log())
-            await log.append(events("a/1", "a/2"))
+            got.clear()
+            await log.append(events(*(f"a/{number}" for number in range(1, 7))))
             async with LogStream(log) as stream:
-                consumer = stream.consumer("c", "a")
+                consumer = stream.consumer("c", "a", **options)
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(60):
-                        await consumer.run(Handler(**{"a/1": 9}), retries=1, dead_letter="dead")
+                        await consumer.run(handler, retries=1, dead_letter="dead")
 
-        assert cancel_at_every_await(scenario, check=lambda: is_free(logs[-1])) >= 5
+        async def check() -> None:
+            dead = [record.event() for record in await logs[-1].read(topics="dead")]
+            about = [letter.metadata["event"] for letter in dead]
+            assert about in ([], ["a/3"])
+            await is_free(logs[-1], got + about, "a")
+
+        assert cancel_at_every_await(scenario, check=check) >= 5
 
 
-async def is_free(log: Log) -> None:
-    """Nobody holds the consumer, nobody reads, and what was not committed is still to come."""
+async def is_free(log: Log, got: list[Any], topic: str = "*") -> None:
+    """Nobody holds the consumer, nobody reads, and what was not got is still to come, in order."""
     async with log, LogStream(log) as stream:
         assert log.statistics().readers == 0
-        found = await handled(stream)
-        there = await read_all(log)
-        assert found == there[len(there) - len(found) :]
+        found = await handled(stream, topic=topic)
+        there = await read_all(log, topics=topic)
+        committed = there[: len(there) - len(found)]
+        assert committed + found == there
+        assert set(committed) <= set(got)
 
 
 class Consuming(Process):

@@ -43,6 +43,37 @@ def drafts(*names: str) -> list[Record]:
 
 
 class TestHolding:
+    @pytest.mark.parametrize("set_by", [2 * DURATION, -1000.0])
+    async def test_is_certain_for_as_long_as_no_clock_says_it_may_be_over(
+        self, set_by: float
+    ) -> None:
+        clock = LoopClock()
+
+        class Full(MemoryLog):
+            full = False
+
+            async def _change(self, change: Change) -> Note | None:
+                if self.full:
+                    raise LogFull("somewhere")
+                return await super()._change(change)
+
+        async with Full(clock=clock) as log:
+            lease = await take(log)
+            await asyncio.sleep(10 * DURATION)
+            assert lease.is_certain
+            log.full = True
+            await asyncio.sleep(DURATION / 2)
+            assert lease.is_certain
+            clock.set_by += set_by
+            assert lease.is_certain == (set_by < 0)
+            await asyncio.sleep(DURATION)
+            assert not lease.is_certain
+            log.full = False
+            await lease.store()
+            assert lease.is_certain
+            await lease.let_go()
+            assert not lease.is_certain
+
     async def test_nobody_else_takes_it_for_as_long_as_it_is_renewed(self) -> None:
         async with MemoryLog(clock=LoopClock()) as log:
             lease = await take(log)

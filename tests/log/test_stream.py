@@ -150,6 +150,16 @@ class TestSubscriptions:
             assert len(got) == 2 * 2501
             assert len(stream._decoded) <= 1000
 
+    async def test_few_large_ones_are_kept(self) -> None:
+        async with LogStream("memory://") as stream:
+            got: list[Event] = []
+            await stream.subscribe(got.append)
+            for _ in range(20):
+                await stream.publish(create_event("x" * 1_000_000))
+            await settle()
+            assert len(got) == 20
+            assert 1 <= len(stream._decoded) <= 8
+
 
 class TestEvents:
     async def test_are_an_iterator_from_a_place_on(self) -> None:

@@ -7,23 +7,26 @@ told as a gap.
 """
 
 import asyncio
+import logging
 import math
-import sys
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 
 from ..errors import ConsumerInUse, StreamClosed, StreamingError, shown
 from ..models import Event, Handler
 from ..streams.tasks import to_the_end
 from ..topics import Selection, TopicFilter
-from .attempts import Attempts
-from .base import EARLIEST, LATEST, Batch, Gap, Reader, gap_event
+from ..wakeups import Waiters, wait_until, wake_all
+from .attempts import Attempts, given_up
+from .base import EARLIEST, LATEST, Batch, Gap, Reader, Start, gap_event
 from .lease import Held, Lease, LeaseLost, seconds_left
 from .record import Record
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .stream import LogStream
@@ -32,6 +35,20 @@ __all__ = ["Consumer", "Lag"]
 
 _MOST_UNCOMMITTED: Final = 100_000
 """Events that were yielded and can be committed each by itself: the last so many."""
+
+_LOOK: Final = 0.5
+"""Seconds after which is looked whether another thread's event loop still runs."""
+
+_MOST_GAPS: Final = 1000
+"""Gaps that were yielded and are known to have been: the last so many."""
+
+
+# The consumer whose handler the code runs in. Tasks that a handler starts inherit it.
+_handles_for: ContextVar["Consumer | None"] = ContextVar(
+    "codomyrmex_streaming_consumer", default=None
+)
+
+_logger = logging.getLogger("codomyrmex.events.streaming")
 
 
 class Lag(NamedTuple):
@@ -46,11 +63,109 @@ class Lag(NamedTuple):
     seconds: float
 
 
-class _Entry(NamedTuple):
-    """What is yielded: an event, and its record; None: it tells of a gap."""
+class _Place(NamedTuple):
+    """Where a consumer is in the log, as its note says it.
+
+    The position is what counts: the log may have forgotten the id, or have another event by it.
+
+    Attributes:
+        cursor: the id of the event it is after, or `EARLIEST`.
+        position: the position after which it reads.
+        told: the position up to which it has been told what was trimmed.
+    """
+
+    cursor: str
+    position: int
+    told: int
+
+
+class Entry(NamedTuple):
+    """What is yielded: an event, and its record; None: it tells of a gap. And its number."""
 
     event: Event
     record: Record | None
+    number: int
+
+
+class _Yielded:
+    """What was yielded and not committed: numbered, with the place after each; the last so many.
+
+    Attributes:
+        last: the number of the last, committed or not.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0
+        self._committed = 0
+        self._places: deque[tuple[str, _Place]] = deque()
+        self._numbers: dict[str, tuple[int, ...]] = {}  # by id, which may come again
+
+    def __len__(self) -> int:
+        """How many were yielded since the last that was committed."""
+        return self.last - self._committed
+
+    def add(self, id_: str, place: _Place) -> int:
+        """Something is yielded; returns its number."""
+        self.last += 1
+        self._places.append((id_, place))
+        self._numbers[id_] = (*self._numbers.get(id_, ()), self.last)
+        if len(self._places) > _MOST_UNCOMMITTED:
+            self._forget_first()
+        return self.last
+
+    def find(self, id_: str, position: int | None = None) -> int | None:
+        """The number of the first with this id, and at this position; None: there is none."""
+        for number in self._numbers.get(id_, ()):
+            if position is None or self.place(number).position == position:
+                return number
+        return None
+
+    def has(self, number: int) -> bool:
+        """Whether it can be committed."""
+        return self.last - len(self._places) < number <= self.last
+
+    def place(self, number: int) -> _Place:
+        """The place after one that can be committed."""
+        return self._places[number - self.last - 1][1]
+
+    def commit(self, number: int) -> None:
+        """Forget this one, and all before."""
+        while self.has(number):
+            self._forget_first()
+        self._committed = number
+
+    def clear(self) -> None:
+        """Nothing is left to commit. No number is given twice."""
+        self._places.clear()
+        self._numbers.clear()
+        self._committed = self.last
+
+    def _forget_first(self) -> None:
+        id_, _ = self._places.popleft()
+        left = self._numbers.pop(id_)[1:]
+        if left:
+            self._numbers[id_] = left
+
+
+_NEW: Final[Mapping[str, Any]] = {
+    "cursor": None,
+    "position": None,
+    "told": None,
+    "attempts": {},
+    "crashed": False,
+}
+"""What the note of a consumer says that has no place yet.
+
+Of attempts it says those at the event that comes next. `crashed`: somebody has held the lease and
+not let go of it, since the last event was committed.
+"""
+
+
+def _said(cursor: str, start: Start) -> dict[str, Any]:
+    """What a note says of a place; no position, if what is missing there is not known."""
+    if start.gap is not None:
+        return {"cursor": cursor, "position": None, "told": None}
+    return _Place(cursor, start.position, start.told)._asdict()
 
 
 class Consumer:
@@ -106,17 +221,23 @@ class Consumer:
         self._commits_itself = commit_every is not None or commit_seconds is not None
         self._lease: Lease | None = None
         self._reader: Reader | None = None
-        self._turn = asyncio.Lock()  # of who commits
-        # What was read and not yielded yet; of what was yielded and not committed by id the cursor
-        # after it; the cursor after the last that was taken from the first of these.
-        self._waiting: deque[Record | Gap] = deque()
-        self._yielded: OrderedDict[str, str] = OrderedDict()
-        self._reached = EARLIEST
+        self._loop: asyncio.AbstractEventLoop
+        self._turn: asyncio.Lock  # of who commits
+        self._turns = Turns()
+        self._is_handling = False
+        self._has_begun = False  # an attempt that is written down, here and not by who was killed
+        self._waiting_for_end: Waiters = []
+        # What was read and not yielded yet, each with the position up to which gaps are told; what
+        # was yielded; the place after the last that was taken from the first of these.
+        self._waiting: deque[tuple[Record | Gap, int]] = deque()
+        self._yielded = _Yielded()
+        self._gaps: deque[str] = deque(maxlen=_MOST_GAPS)
+        self._reached = _Place(EARLIEST, 0, 0)
         # The last that is dealt with, and when it is to be committed.
-        self._dealt_with: str | None = None
+        self._dealt_with = 0
         self._due = math.inf
-        # Whether the next event may be what the last holder was killed by.
-        self._blames = False
+        # The position of the last event that may be what the last holder was killed by.
+        self._suspect_until = 0
 
     # Holding.
 
@@ -132,11 +253,16 @@ class Consumer:
             raise RuntimeError(f"consumer {shown(self.name)} is entered already")
         self._stream._check_open()
         self._lease = lease = await self._take()
-        self._blames = lease.was_held
+        self._loop = asyncio.get_running_loop()
+        self._turn = asyncio.Lock()
         self._stream._consumers.add(self)
         try:
-            cursor = lease.state["cursor"]
-            self._begin(await self._read_from(cursor), cursor)
+            self._suspect_until = await self._log._end() if lease.state["crashed"] else 0
+            cursor, start = await self._find(lease.state)
+            self._begin(self._read_from(cursor, start), cursor, start)
+            if lease.state["position"] is None:
+                async with self._as_holder():
+                    await lease.store(**_said(cursor, start))
             self._stream._check_open()
         except BaseException:
             await self._leave()
@@ -160,32 +286,85 @@ class Consumer:
         lease, reader = self._lease, self._reader
         assert lease is not None
         self._lease = self._reader = None
-        self._stream._consumers.discard(self)
+        self._yielded.clear()
         if reader is not None:
             reader.close()
-        with suppress(StreamClosed):
-            await lease.let_go()
+        try:
+            await self._let_go(lease)
+        finally:
+            self._has_begun = False
+            await self._stream._consumer_left(self)
+            wake_all(self._waiting_for_end)
+
+    async def _let_go(self, lease: Lease) -> None:
+        """Let others take the lease. Where that fails it ends by itself, and hides no error."""
+        await to_the_end(self._let_go_now(lease))
+
+    async def _let_go_now(self, lease: Lease) -> None:
+        try:
+            attempts = given_up(lease.state["attempts"])
+            if attempts is not None and self._has_begun:
+                await lease.store(attempts=attempts)
+        except StreamingError:  # then it counts
+            pass
+        finally:
+            try:
+                await lease.let_go()
+            except StreamClosed:
+                pass
+            except Exception:
+                _logger.exception("consumer %s: its lease could not be let go", self.name)
 
     async def _take(self) -> Lease:
-        start = await self._place(self._start)
         try:
             lease = await Lease.take(
                 self._log,
                 self._key,
-                lambda state: {"cursor": start, "attempts": {}, **state},
+                lambda state: {**_NEW, **state},
                 duration=self._stream.lease,
             )
         except Held as held:
             raise ConsumerInUse(self.name, held.seconds) from None
+        lease.state["crashed"] |= lease.was_held
         lease.on_loss = self._end_reading
         return lease
 
-    async def _end(self) -> None:
-        """The stream is closed: yield no more, and let others go on."""
-        assert self._lease is not None
+    async def _end(self, *, waits: bool) -> bool:
+        """The stream is closed: commit what is dealt with, and let others go on.
+
+        Args:
+            waits: whether to wait for a handler that runs.
+
+        Returns:
+            False: its own handler asks for this; it ends when that has returned.
+        """
+        loop = self._loop
+        if loop is asyncio.get_running_loop():
+            return await self._end_here(waits)
+        if not loop.is_running():  # nothing goes on there, and the lease ends by itself
+            return True
+        ending = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._end_here(waits), loop))
+        while loop.is_running() and not ending.done():
+            await asyncio.wait([ending], timeout=_LOOK)
+        return not ending.done() or ending.cancelled() or ending.result()
+
+    async def _end_here(self, waits: bool) -> bool:
         self._end_reading()
-        with suppress(StreamingError):  # then it ends by itself
-            await self._lease.let_go()
+        if _handles_for.get() is self:
+            return False
+        while waits and self._is_handling:
+            await wait_until(self._waiting_for_end, lambda: not self._is_handling)
+        lease = self._lease
+        if lease is None:
+            while self in self._stream._consumers:
+                await wait_until(self._waiting_for_end, lambda: self not in self._stream._consumers)
+        elif not self._is_handling:  # otherwise its block lets go
+            try:
+                await self._commit_dealt_with()
+            except StreamingError:
+                _logger.exception("consumer %s could not commit as it ended", self.name)
+            await self._let_go(lease)
+        return True
 
     def _end_reading(self) -> None:
         if self._reader is not None:
@@ -199,10 +378,17 @@ class Consumer:
         return self._lease, self._reader
 
     async def _check_lease(self) -> None:
+        """See that no other has taken the lease. If this one hung for as long, the log knows."""
         lease, _ = self._held()
-        if lease.lost:
-            note = await self._log._note(self._key)
-            raise ConsumerInUse(self.name, seconds_left(note, self._log._now()))
+        if not lease.is_certain:
+            async with self._as_holder():
+                await lease.store()
+
+    async def _tell_loss(self, lease: Lease) -> NoReturn:
+        if not lease.lost:
+            raise StreamClosed("the stream has been closed") from None
+        note = await self._log._note(self._key)
+        raise ConsumerInUse(self.name, seconds_left(note, self._log._now())) from None
 
     @asynccontextmanager
     async def _as_holder(self) -> AsyncIterator[Lease]:
@@ -211,38 +397,41 @@ class Consumer:
         try:
             yield lease
         except LeaseLost:
-            await self._check_lease()
-            raise StreamClosed("the stream has been closed") from None
+            await self._tell_loss(lease)
 
     # Places.
 
-    async def _place(self, to: "str | datetime") -> str:
-        """The cursor for a place that is said in another way; one that stays where it is."""
+    async def _place(self, to: "str | datetime") -> tuple[str, Start]:
+        """The cursor for a place that is said in another way, and where to begin there."""
         if isinstance(to, datetime):
-            return await self._log.cursor_at(to)
-        if to != LATEST:
-            return to
-        # The last of its own events, if there is one: a log remembers that for longer than others'.
-        begin = await self._log._begin(EARLIEST, self._selection)
-        before, _ = await self._log._before_last(1, begin.position, self._selection)
-        return (await self._log._page(before, self._selection, 1, begin.told)).cursor
+            to = await self._log.cursor_at(to)
+        if to == LATEST:
+            where = await self._log.locate(LATEST)
+            assert where.position is not None
+            return where.latest or EARLIEST, Start(where.position, where.position, None)
+        return to, await self._log._begin(to, self._selection)
 
-    async def _read_from(self, cursor: str) -> Reader:
+    async def _find(self, state: Mapping[str, Any]) -> tuple[str, Start]:
+        """The place that a note says."""
+        cursor, position = state.get("cursor"), state.get("position")
+        if position is not None:
+            return state["cursor"], Start(position, state["told"], None)
+        # It is new; or what it names was not known when it was written, and may not be now.
+        return await self._place(cursor or self._start)
+
+    def _read_from(self, cursor: str, start: Start) -> Reader:
         reader = Reader(self._log, self._selection.topics)
-        try:
-            await reader.begin(cursor, replay_limit=sys.maxsize)
-        except BaseException:
-            reader.close()
-            raise
+        reader.begin_at(start, cursor)
         return reader
 
-    def _begin(self, reader: Reader, cursor: str) -> None:
+    def _begin(self, reader: Reader, cursor: str, start: Start) -> None:
         """Go on with this reader from this place, at which nothing is left to commit."""
         self._reader = reader
-        self._reached = cursor
+        self._has_begun = False
+        self._reached = _Place(cursor, start.position, start.told)
         self._waiting.clear()
         self._yielded.clear()
-        self._dealt_with = None
+        self._dealt_with = 0
         self._due = math.inf
 
     async def reset(self, to: "str | datetime") -> None:
@@ -259,27 +448,29 @@ class Consumer:
             ValueError: a time without timezone.
             StreamClosed: the stream or the log has been closed.
         """
-        cursor = await self._place(to)
+        self._stream._check_open()
+        cursor, start = await self._place(to)
         if self._lease is not None:
-            await to_the_end(self._reset(cursor))
+            await to_the_end(self._reset(cursor, start))
             return
         lease = await self._take()
         try:
-            await lease.store(cursor=cursor, attempts={})
+            await lease.store(**_said(cursor, start), attempts={}, crashed=False)
         finally:
-            await lease.let_go()
+            await self._let_go(lease)
 
-    async def _reset(self, cursor: str) -> None:
+    async def _reset(self, cursor: str, start: Start) -> None:
         async with self._turn, self._as_holder() as lease:
-            reader = await self._read_from(cursor)
+            reader = self._read_from(cursor, start)
             try:
-                await lease.store(cursor=cursor, attempts={})
+                await lease.store(**_said(cursor, start), attempts={}, crashed=False)
             except BaseException:
                 reader.close()
                 raise
             _, before = self._held()
-            self._begin(reader, cursor)
-            self._blames = False
+            self._begin(reader, cursor, start)
+            if before.ended:  # the stream has been closed meanwhile, or the lease lost
+                reader.end()
             before.end()  # whoever waits there goes on here
             before.close()
 
@@ -291,8 +482,7 @@ class Consumer:
         """
         log, selection = self._log, self._selection
         note = await log._note(self._key)
-        cursor = note.value.get("cursor") or await self._place(self._start)
-        begin = await log._begin(cursor, selection)
+        _, begin = await self._find(note.value)
         _, events = await log._before_last(0, begin.position, selection)
         if not events:
             return Lag(0, 0.0)
@@ -307,7 +497,7 @@ class Consumer:
 
         Args:
             event: an event that was yielded, its record or its id. One that was committed already
-                does nothing; a ``stream.gap`` stands for what comes before it.
+                does nothing. A ``stream.gap`` that is committed is told no more.
 
         Raises:
             ValueError: it was not yielded; or 100 000 others were since.
@@ -316,54 +506,53 @@ class Consumer:
         """
         await self._check_lease()
         id_ = event if isinstance(event, str) else event.id
-        if await self._commit_yielded(id_):
-            return
-        is_gap = isinstance(event, Event) and event.is_control
-        if not is_gap and not await self._is_committed(id_):
+        position = event.position if isinstance(event, Record) else None
+        number = self._yielded.find(id_, position)
+        if number is not None:
+            await self._commit_yielded(number)
+        elif id_ not in self._gaps and not await self._is_committed(id_, position):
             raise ValueError(
                 f"consumer {shown(self.name)} has not yielded the event {shown(id_)}, or too many"
                 " others since: it commits what was yielded and not committed"
             )
 
-    async def _commit(self, id_: str) -> None:
-        """Commit something that was yielded. In a turn."""
-        cursor = self._yielded[id_]
-        async with self._as_holder() as lease:
-            if cursor != lease.state["cursor"]:
-                await lease.store(cursor=cursor, attempts={})
-        while id_ in self._yielded:
-            self._yielded.popitem(last=False)
-        self._due = math.inf
-
-    async def _is_committed(self, id_: str) -> bool:
-        lease, _ = self._held()
-        cursor = lease.state["cursor"]
-        if id_ == cursor:
-            return True
-        asked, committed = await self._log.locate(id_), await self._log.locate(cursor)
-        if asked.position is None or committed.position is None:
-            return False
-        return asked.position <= committed.position
-
-    async def _commit_yielded(self, id_: str | None) -> bool:
-        """Commit what was yielded; False: it was not, or is committed."""
+    async def _commit_yielded(self, number: int) -> None:
+        """Commit something that was yielded, unless that is done."""
         async with self._turn:
-            if id_ is None or id_ not in self._yielded:
-                return False
-            await self._commit(id_)
+            if not self._yielded.has(number):
+                return
+            place = self._yielded.place(number)
+            async with self._as_holder() as lease:
+                said = lease.state
+                if place.position != said["position"]:
+                    await lease.store(**place._asdict(), attempts={}, crashed=False)
+                elif place.told != said["told"]:  # a gap: what comes next is what came next before
+                    await lease.store(told=place.told)
+            self._yielded.commit(number)
+            if self._dealt_with <= number:
+                self._due = math.inf
+
+    async def _is_committed(self, id_: str, position: int | None) -> bool:
+        if id_ in (EARLIEST, LATEST):
+            return False
+        lease, _ = self._held()
+        if position is None and id_ == lease.state["cursor"]:
             return True
+        asked = position or (await self._log.locate(id_)).position
+        committed = lease.state["position"]
+        return asked is not None and committed is not None and asked <= committed
 
     async def _commit_dealt_with(self) -> None:
         await self._commit_yielded(self._dealt_with)
-        self._due = math.inf
 
-    async def _deal(self) -> None:
-        """Take what was yielded as dealt with, and commit that if it is time."""
-        if not self._commits_itself or not self._yielded:
-            return
-        self._dealt_with = next(reversed(self._yielded))
-        if self._commit_seconds is not None and self._due == math.inf:
-            self._due = asyncio.get_running_loop().time() + self._commit_seconds
+    def _take_as_dealt_with(self) -> None:
+        """Take what was yielded as dealt with, if that is to be committed by itself."""
+        if self._commits_itself and self._yielded:
+            self._dealt_with = self._yielded.last
+            if self._commit_seconds is not None and self._due == math.inf:
+                self._due = asyncio.get_running_loop().time() + self._commit_seconds
+
+    async def _commit_if_many(self) -> None:
         if self._commit_every is not None and len(self._yielded) >= self._commit_every:
             await self._commit_dealt_with()
         await self._commit_if_due()
@@ -385,7 +574,6 @@ class Consumer:
             RuntimeError: the consumer is not entered.
         """
         entries = await self._next(1, 0.0)
-        self._blames = False
         if not entries:
             raise StopAsyncIteration
         return entries[0].event
@@ -405,34 +593,42 @@ class Consumer:
             raise ValueError(f"limit is 1 or more and seconds 0 or more: {limit}, {seconds}")
         return _Batches(self, limit, seconds)
 
-    async def _next(self, limit: int, seconds: float) -> list[_Entry]:
+    async def _next(self, limit: int, seconds: float) -> list[Entry]:
         """Deal with what was yielded, and yield more; none: the stream or the log is closed."""
-        await self._check_lease()
-        found: list[_Entry] = []
+        self._held()
+        self._take_as_dealt_with()
+        found: list[Entry] = []
         try:
-            await self._deal()
-            while not found and await self._fill(limit, seconds):
-                while self._waiting and len(found) < limit:
-                    found += self._taken(self._waiting.popleft())
+            if self._turns.are_due:
+                await self._turns.give()
+            await self._commit_if_many()
+            goes_on = True
+            while goes_on and not found:
+                goes_on = await self._fill(limit, seconds)
+                # It may have waited for long. What follows does not wait: nothing gets lost.
+                await self._check_lease()
+                while goes_on and self._waiting and len(found) < limit:
+                    found += self._taken(*self._waiting.popleft())
         except StreamClosed:
             return []
-        await self._check_lease()
         return found
 
-    def _taken(self, what: "Record | Gap") -> list[_Entry]:
+    def _taken(self, what: "Record | Gap", told: int) -> list[Entry]:
         """Something that is about to be yielded; none: it cannot be decoded."""
+        record: Record | None = None
         if isinstance(what, Gap):
-            entry = _Entry(gap_event(what), None)
+            event = gap_event(what)
+            self._gaps.append(event.id)
+            self._reached = self._reached._replace(told=told)
         else:
-            self._reached = what.id
-            event = self._stream._event_of(what)
-            if event is None:
+            record = what
+            self._reached = _Place(record.id, record.position, told)
+            # Its own: what it does to an event, and tries again, is nobody else's.
+            decoded = self._stream._decode(record)
+            if decoded is None:
                 return []
-            entry = _Entry(event, what)
-        self._yielded[entry.event.id] = self._reached
-        if len(self._yielded) > _MOST_UNCOMMITTED:
-            self._yielded.popitem(last=False)
-        return [entry]
+            event = decoded
+        return [Entry(event, record, self._yielded.add(event.id, self._reached))]
 
     async def _fill(self, limit: int, seconds: float) -> bool:
         """Have something wait to be yielded, up to `limit`; False: it is the end."""
@@ -445,17 +641,18 @@ class Consumer:
 
     async def _read(self, until: float) -> bool:
         """Read more, and wait for it until this time of the loop. False: there is nothing."""
-        batch: Batch | None = None
-        reader: Reader | None = None
-        while batch is None or reader is not self._reader:  # something was due, or it was reset
+        while True:
             _, reader = self._held()
             if reader.ended:
                 return False
             await self._commit_if_due()
             batch = await self._read_by(until, reader)
+            if batch is not None and reader is self._reader:
+                break  # otherwise something was due, or it was reset
+        told = reader._told
         if batch.gap is not None:
-            self._waiting.append(batch.gap)
-        self._waiting += batch.records
+            self._waiting.append((batch.gap, told))
+        self._waiting += [(record, told) for record in batch.records]
         return bool(batch)
 
     async def _read_by(self, until: float, reader: Reader) -> Batch | None:
@@ -483,15 +680,22 @@ class Consumer:
 
         Entered already or not. An event on which the handler raises is tried again after a delay,
         while later ones wait. How often it was tried is kept in the log, so that an event which
-        kills the process is counted too: it is the first one after a crash. Where events are not
-        committed one by one (`commit_every`, `commit_seconds`), those that were there when it
-        begins after a crash are, so that the right one is blamed.
+        kills the process is given up too. It is suspected when it is the first one after a crash;
+        then each attempt is written down before it begins. So one that was never tried is not given
+        up, and with `retries=0` one that kills may do so twice. Where events are not committed one
+        by one (`commit_every`, `commit_seconds`), those that were there after a crash are, so that
+        the right one is blamed. What is not an `Exception`, such as `SystemExit`, is counted, and
+        ends this.
 
         What fails for the last time is appended to `dead_letter` as it is, with metadata about it:
         ``error``; ``attempts``, how often it was tried; ``consumer``, the name; ``event``, its id;
-        ``from``, its topic. That has an id made of the name and the event's, so that it is there
-        once whatever happens; then the event is committed. Events of the topic `dead_letter` are
-        passed over.
+        ``from``, its topic. That has an id made of the name, the topic and the event's position, so
+        that it is there once whatever happens; then the event is committed. Events of the topic
+        `dead_letter` are passed over. A dead letter of another topic that fails stays where it is:
+        that is logged, and it is committed.
+
+        The event is the handler's: what it changes in it, no other attempt, no other reader and no
+        dead letter will see.
 
         A ``stream.gap`` goes to the handler too. If it raises then, that is logged.
 
@@ -518,22 +722,36 @@ class Consumer:
             await self._run(attempts)
 
     async def _run(self, attempts: Attempts) -> None:
-        one_by_one_until: float = 0 if self._commits_itself else math.inf
+        token = _handles_for.set(self)
         try:
-            if self._blames and self._commits_itself:
-                one_by_one_until = await self._log._end()
             while entries := await self._next(1, 0.0):
-                event, record = entries[0]
-                if record is None:
-                    await attempts.tell(event)
-                elif attempts.dead_letter not in record.topics:
-                    blames, self._blames = self._blames, False
-                    await attempts.make(event, record, blames=blames)
-                if record is None or record.position <= one_by_one_until:
-                    await self._commit_yielded(event.id)
+                await self._handle(entries[0], attempts)
         except StreamClosed:
             if not self._held()[1].ended:
                 raise
+        finally:
+            with suppress(ValueError):  # it was left for dead, and is now collected
+                _handles_for.reset(token)
+
+    async def _handle(self, entry: Entry, attempts: Attempts) -> None:
+        """Have an event dealt with. Until it is, the lease stays, though the stream be closed."""
+        record = entry.record
+        self._is_handling = True
+        try:
+            if record is None:
+                await attempts.tell(entry.event)
+            elif attempts.dead_letter not in record.topics:
+                await attempts.make(entry, record, is_suspect=self._is_suspect(record))
+            if not self._commits_itself or record is None or record.position <= self._suspect_until:
+                await self._commit_yielded(entry.number)
+        finally:
+            self._is_handling = False
+            wake_all(self._waiting_for_end)
+
+    def _is_suspect(self, record: Record) -> bool:
+        """Whether it may be what the last holder was killed by: it comes first, and was there."""
+        lease, _ = self._held()
+        return lease.state["crashed"] and record.position <= self._suspect_until
 
 
 class _Batches:
@@ -549,7 +767,6 @@ class _Batches:
 
     async def __anext__(self) -> list[Event]:
         entries = await self._consumer._next(self._limit, self._seconds)
-        self._consumer._blames = False
         if not entries:
             raise StopAsyncIteration
         return [entry.event for entry in entries]

@@ -107,6 +107,7 @@ class Lease:
         self._note = Note(key, {})
         self._turn = asyncio.Lock()
         self._is_held = False
+        self._certain_until = 0.0  # by the loop's clock
         self._renewing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -168,6 +169,20 @@ class Lease:
         """Have the note say what it said before it was taken, for as long as it would have."""
         self._is_held = False
         await self._put(before.value, gone=not before.revision)
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether nobody else can have taken it: it is not over since it was last renewed.
+
+        By the clock by which others judge it, and by one that nobody sets. What hung may have
+        lost it without knowing.
+        """
+        return (
+            self._is_held
+            and not self.lost
+            and self.log._now() < self._note.value["expires"]
+            and asyncio.get_running_loop().time() < self._certain_until
+        )
 
     async def store(self, **state: Any) -> None:
         """Write another state, and renew the lease.
@@ -244,11 +259,13 @@ class Lease:
     async def _write(self, state: dict[str, Any]) -> bool:
         """Write state and lease. False: somebody else has changed the note."""
         duration = self._duration
+        certain_until = asyncio.get_running_loop().time() + duration
         about = {"holder": self._holder, "expires": self._in(duration), "seconds": duration}
         stays = self._staying(None if self._lasts is None else duration + self._lasts)
         if not await self._put({**state, **about, **stays}):
             return False
         self.state = state
+        self._certain_until = certain_until
         return True
 
     async def _put(self, value: dict[str, Any], *, gone: bool = False) -> bool:

@@ -19,6 +19,7 @@ from .consumer import Consumer
 from .lease import LEASE
 from .record import Record
 from .run import Run, RunEvents, Runs, RunStatus, Source
+from .turns import Turns
 
 __all__ = ["LogStream"]
 
@@ -29,6 +30,13 @@ _OUTBOX = 1000
 
 _DECODED = 1000
 """Events that are kept decoded, for the next subscriber."""
+
+_DECODED_BYTES = 8 << 20
+"""Bytes that the records of these have, about."""
+
+
+_LONGEST_LEASE = 1e9
+"""Seconds, thirty years: above that, times cannot be computed."""
 
 
 class LogStream(Stream):
@@ -52,13 +60,16 @@ class LogStream(Stream):
     """
 
     def __init__(self, log: "Log | str", *, lease: float = LEASE) -> None:
-        if not lease > 0:
+        if not 0 < lease < _LONGEST_LEASE:
             raise ValueError(f"lease is a number of seconds above 0, not {lease}")
         self._owns_log = isinstance(log, str)
         self.log = open_log(log) if isinstance(log, str) else log
         self.lease = lease
         self._deliveries: dict[str, _Delivery] = {}
         self._consumers: set[Consumer] = set()
+        # Those whose handlers close the stream, and for whom the log is not closed yet.
+        self._closing: set[Consumer] = set()
+        self._log_waits = False
         # Those that have been unsubscribed and whose handler still runs.
         self._leaving: set[Pump] = set()
         self._open_readers: set[Reader] = set()
@@ -69,6 +80,7 @@ class LogStream(Stream):
         self._failed = 0
         self._dropped = 0
         self._decoded: dict[int, Event] = {}
+        self._decoded_bytes = 0
         self._outbox: SerialRunner[Record] = SerialRunner(
             self._append_more, SubscriberQueue(_OUTBOX, "block"), self, self._not_appended
         )
@@ -200,6 +212,7 @@ class LogStream(Stream):
 
     async def _events_of(self, reader: Reader) -> AsyncGenerator[Event, None]:
         self._open_readers.add(reader)
+        turns = Turns()
         try:
             yield cast("Event", None)  # for prime
             while (batch := await reader.read()) is not None:
@@ -209,6 +222,8 @@ class LogStream(Stream):
                     event = self._event_of(record)
                     if event is not None:
                         yield event
+                    if turns.are_due:
+                        await turns.give()
         finally:
             self._open_readers.discard(reader)
             reader.close()
@@ -217,16 +232,24 @@ class LogStream(Stream):
         """A record's event, decoded once for all who are about to read it; None: it cannot be."""
         event = self._decoded.get(record.position)
         if event is None:
-            try:
-                event = record.event()
-            except StreamingError:
-                self._failed += 1
-                _logger.exception("event %s in the log cannot be decoded", record.id)
+            event = self._decode(record)
+            if event is None:
                 return None
-            if len(self._decoded) >= _DECODED:
+            self._decoded_bytes += record.size
+            if len(self._decoded) >= _DECODED or self._decoded_bytes > _DECODED_BYTES:
                 self._decoded.clear()
+                self._decoded_bytes = record.size
             self._decoded[record.position] = event
         return event
+
+    def _decode(self, record: Record) -> Event | None:
+        """A record's event, which nobody else has; None: it cannot be decoded."""
+        try:
+            return record.event()
+        except StreamingError:
+            self._failed += 1
+            _logger.exception("event %s in the log cannot be decoded", record.id)
+            return None
 
     def events(
         self,
@@ -403,11 +426,12 @@ class LogStream(Stream):
     async def aclose(self, *, drain: bool = True) -> None:
         """End the stream: let handlers deal with what was published, then end subscriptions.
 
-        Its runs are interrupted, and say so.
+        Its runs are interrupted, and say so. Its consumers end: the handler of `Consumer.run` deals
+        with the event that it has; what is dealt with is committed.
 
         Args:
-            drain: False: handlers are interrupted, and what waits to be appended is given up, and
-                counted as dropped.
+            drain: False: handlers are interrupted, but for those of consumers, which nobody waits
+                for; and what waits to be appended is given up, and counted as dropped.
         """
         self._closed = True
         pumps = {delivery.pump for delivery in self._deliveries.values()} | self._leaving
@@ -431,9 +455,23 @@ class LogStream(Stream):
         for pump in pumps:
             await pump.finish()
         await self._outbox.finish()
-        for consumer in tuple(self._consumers):
-            await consumer._end()
-        if self._owns_log:
+        consumers = tuple(self._consumers)
+        for consumer in consumers:
+            consumer._end_reading()
+        try:
+            for consumer in consumers:
+                if not await consumer._end(waits=drain):
+                    self._closing.add(consumer)
+        finally:
+            self._log_waits = bool(self._closing)
+            if self._owns_log and not self._closing:
+                await self.log.close()
+
+    async def _consumer_left(self, consumer: Consumer) -> None:
+        self._consumers.discard(consumer)
+        self._closing.discard(consumer)
+        if self._owns_log and self._log_waits and not self._closing:
+            self._log_waits = False
             await self.log.close()
 
 
