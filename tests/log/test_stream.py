@@ -219,6 +219,24 @@ class TestEvents:
 async def all_of(iterator: Any) -> list[str]:
     return [event.id async for event in iterator]
 
+    async def test_a_wait_that_is_given_up_ends_nothing(self) -> None:
+        async with LogStream("memory://") as stream, stream.events("t") as found:
+            for number in range(3):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await anext(found)
+                await stream.publish(Event(id=f"{number}", metadata={"topic": "t"}))
+                assert (await anext(found)).id == f"{number}"
+
+    async def test_are_waited_for_by_one_at_a_time(self) -> None:
+        async with LogStream("memory://") as stream, stream.events("t") as found:
+            waiting = asyncio.ensure_future(anext(found))
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="waits for the next event already"):
+                await anext(found)
+            await stream.publish(Event(id="1", metadata={"topic": "t"}))
+            assert (await waiting).id == "1"
+
 
 class TestPublishing:
     async def test_has_stored_the_event_when_it_returns(self) -> None:

@@ -1,7 +1,7 @@
 """`LogStream`: a stream on a log."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -14,7 +14,7 @@ from ..streams.pump import Pump
 from ..streams.runner import SerialRunner
 from ..subscribers import SubscriberQueue, prime
 from ..topics import TopicFilter
-from .base import EARLIEST, LATEST, REPLAY_LIMIT, Log, Reader, as_record, gap_event, open_log
+from .base import EARLIEST, LATEST, REPLAY_LIMIT, Batch, Log, Reader, as_record, gap_event, open_log
 from .consumer import Consumer
 from .lease import LEASE
 from .record import Record
@@ -216,17 +216,22 @@ class LogStream(Stream):
         try:
             yield cast("Event", None)  # for prime
             while (batch := await reader.read()) is not None:
-                if batch.gap is not None:
-                    yield gap_event(batch.gap)
-                for record in batch:
-                    event = self._event_of(record)
-                    if event is not None:
-                        yield event
+                for event in self._events_in(batch):
+                    yield event
                     if turns.are_due:
                         await turns.give()
         finally:
             self._open_readers.discard(reader)
             reader.close()
+
+    def _events_in(self, batch: Batch) -> Iterator[Event]:
+        """What a reader is told by a batch, decoded one after the other."""
+        if batch.gap is not None:
+            yield gap_event(batch.gap)
+        for record in batch:
+            event = self._event_of(record)
+            if event is not None:
+                yield event
 
     def _event_of(self, record: Record) -> Event | None:
         """A record's event, decoded once for all who are about to read it; None: it cannot be."""
@@ -494,18 +499,26 @@ def _receive(subscription: Subscription, event: Event) -> Any:
 
 
 class _Events:
-    """The events of `LogStream.events`."""
+    """The events of `LogStream.events`.
 
-    def __init__(self, stream: LogStream, open_reader: Any) -> None:
+    It is no async generator: those end for good when somebody stops waiting for them, as a timeout
+    does. Here the next `anext` goes on.
+    """
+
+    def __init__(self, stream: LogStream, open_reader: Callable[[], Awaitable[Reader]]) -> None:
         self._stream = stream
         self._open_reader = open_reader
-        self._events: AsyncGenerator[Event, None] | None = None
+        self._reader: Reader | None = None
+        self._pending: Iterator[Event] = iter(())
+        self._turns = Turns()
+        self._is_read = False
 
     async def __aenter__(self) -> Self:
         self._stream._check_open()
-        if self._events is not None:
+        if self._reader is not None:
             raise RuntimeError("events() is entered once")
-        self._events = prime(self._stream._events_of(await self._open_reader()))
+        self._reader = await self._open_reader()
+        self._stream._open_readers.add(self._reader)
         return self
 
     async def __aexit__(
@@ -514,13 +527,31 @@ class _Events:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._events is not None
-        await self._events.aclose()
+        assert self._reader is not None
+        self._stream._open_readers.discard(self._reader)
+        self._pending = iter(())
+        self._reader.end()
+        self._reader.close()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
-        if self._events is None:
+        """The next event, as soon as there is one. Cancelled, it has lost nothing."""
+        reader = self._reader
+        if reader is None:
             raise RuntimeError("events() is an async context manager: async with stream.events()")
-        return await anext(self._events)
+        if self._is_read:
+            raise RuntimeError("somebody waits for the next event already")
+        self._is_read = True
+        try:
+            if self._turns.are_due:
+                await self._turns.give()
+            while (event := next(self._pending, None)) is None:
+                batch = await reader.read()
+                if batch is None:
+                    raise StopAsyncIteration
+                self._pending = self._stream._events_in(batch)
+            return event
+        finally:
+            self._is_read = False
