@@ -960,7 +960,7 @@ class TestHolding:
         async with MemoryLog() as log:
             stream = LogStream(log)
             await log.append(events("1"))
-            entered = threading.Event()
+            entered, closed = threading.Event(), threading.Event()
 
             async def consume() -> list[Any]:
                 async with stream.consumer("c", commit_every=100) as consumer:
@@ -968,14 +968,17 @@ class TestHolding:
                     waiting = asyncio.create_task(all_of(consumer))
                     await asyncio.sleep(0)
                     entered.set()
-                    return found + await waiting
+                    found += await waiting
+                    await asyncio.to_thread(closed.wait)
+                    return found
 
             consuming = asyncio.create_task(asyncio.to_thread(asyncio.run, consume()))
             await asyncio.to_thread(entered.wait)
             async with asyncio.timeout(PATIENCE):
                 await stream.aclose()
-            assert await consuming == ["1"]
             assert await handled(LogStream(log)) == []
+            closed.set()
+            assert await consuming == ["1"]
 
     @pytest.mark.real_time
     async def test_a_stream_is_closed_where_another_threads_loop_stands_still(self) -> None:
