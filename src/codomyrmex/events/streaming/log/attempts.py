@@ -138,17 +138,21 @@ class Attempts:
         lease, reader = self._consumer._held()
         tries = _Tries.of(lease.state["attempts"], record)
         if tries is None:
-            tries = _Tries(record.position, 1, is_suspect, has_begun=True, has_killed=False)
+            tries = _Tries(record.position, 0, is_suspect, has_begun=False, has_killed=False)
         else:
             tries = tries._replace(has_killed=tries.has_killed or tries.has_begun)
             number = tries.number + tries.is_suspect
             if tries.has_killed and self.dead_letter is not None and number > self._retries:
                 await self._bury(entry, record, number, _DIED)
                 return
+        event: Event | None = entry.event
+        is_over = False
+        while not is_over:
             tries = tries.next()
-        while not await self._attempt(entry, record, tries, reader):
-            tries = tries.next()
-            entry = entry._replace(event=record.event())  # the handler may have changed the other
+            # Another one each time: the handler may have changed what it had.
+            again = entry._replace(event=event or record.event())
+            event = None
+            is_over = await self._attempt(again, record, tries, reader)
 
     async def _attempt(
         self, entry: "Entry", record: Record, tries: "_Tries", reader: Reader
@@ -291,9 +295,7 @@ class Attempts:
     async def _is_there(self, letter: Record) -> bool:
         log, every = self._consumer._log, Selection("*")
         where = await log._locate(letter.id, every)
-        if where.position is None:
-            return False
-        before = where.position - 1
+        before = (where.position or 1) - 1
         page = await log._page(before, every, 1, before)
         # They may differ in the error, and in how often it was tried.
         return any(
