@@ -1249,6 +1249,17 @@ class Crashes:
         await self.log.close()
 
 
+async def enter_for(turns: int, consumer: Consumer) -> None:
+    """Enter, and think better of it after so many turns of the event loop."""
+    entering = asyncio.ensure_future(consumer.__aenter__())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    entering.cancel()
+    await asyncio.wait([entering])
+    if not entering.cancelled():
+        await consumer.__aexit__(None, None, None)
+
+
 class TestRun:
     async def test_handles_and_commits_each(self, open_log: OpenLog) -> None:
         async with open_log() as log, LogStream(log) as stream:
@@ -1564,7 +1575,10 @@ class TestRun:
             await asyncio.wait([running])
 
     @pytest.mark.parametrize(("retries", "calls"), [(0, 2), (1, 2), (2, 3), (5, 6)])
-    @pytest.mark.parametrize("between", ["", "entered and left", "a run that is cancelled"])
+    @pytest.mark.parametrize(
+        "between",
+        ["", "entered and left", "a run that is cancelled", "an enter that is cancelled"],
+    )
     async def test_what_kills_is_given_up(
         self, open_log: OpenLog, retries: int, calls: int, between: str
     ) -> None:
@@ -1574,7 +1588,10 @@ class TestRun:
             options: Any = {"retries": retries, "dead_letter": "dead"}
             for _ in range(calls):
                 await crashes.by("a/1", **options)
-                if between:
+                if between == "an enter that is cancelled":
+                    for turns in range(8):
+                        await enter_for(turns, stream.consumer("c", "a"))
+                elif between:
                     async with stream.consumer("c", "a") as consumer:
                         if between != "entered and left":
                             await run_for(1, consumer, forever, retries=9)
