@@ -13,6 +13,7 @@ All paths are below where the application is mounted.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
@@ -49,6 +50,7 @@ from .http import (
 )
 from .limits import Limits, Meter
 from .publish import publish_body
+from .stopping import listen, listen_no_more
 from .subscribe import EventStream, frames_for, wanted_by
 from .websocket import EventSocket
 
@@ -58,6 +60,12 @@ if TYPE_CHECKING:
 __all__ = ["Hub"]
 
 _HISTORY: Final = "/history"
+_STOPPING: Final = 5.0
+"""Seconds for which nothing new begins after the server was told to stop, in case it does not."""
+
+_LAST_WORDS: Final = 0.5
+"""Seconds in which clients have to read why it ends."""
+
 _Endpoint: TypeAlias = Callable[[Request], Awaitable[None]]
 
 
@@ -77,10 +85,9 @@ def _reading(endpoint: _Endpoint) -> dict[str, _Endpoint]:
 class Hub:
     """A log on the network: an ASGI application that takes events in and streams them out.
 
-    It needs no framework, and can be mounted in one. It ends its open answers when the server's
-    lifespan ends and when `aclose` is called, whichever is first. A server that waits for open
-    answers before it ends the lifespan, as uvicorn does, should have `aclose` called when it is
-    told to stop.
+    It needs no framework, and can be mounted in one. It ends its open answers when the process gets
+    SIGINT or SIGTERM, when the server's lifespan ends and when `aclose` is called, whichever is
+    first.
 
     Args:
         log: what is published to and read: a log, or its URL, such as ``sqlite:///events.db``.
@@ -155,6 +162,7 @@ class Hub:
         self._connections: set[Connection] = set()
         self._idle: asyncio.Event | None = None
         self._closed = False
+        self._stops_until = 0.0
 
     @property
     def log(self) -> Log:
@@ -244,12 +252,13 @@ class Hub:
         finally:
             await self.aclose()
 
-    async def aclose(self, deadline: float = 0.5) -> None:
+    async def aclose(self, deadline: float = _LAST_WORDS) -> None:
         """End every open answer, with a last word to those who read within `deadline` seconds.
 
         New requests are refused from now on. Safe to call again.
         """
         self._closed = True
+        listen_no_more(self._server_stops)
         self._idle = self._idle or asyncio.Event()
         if self._connections:
             for connection in self._connections:
@@ -257,6 +266,12 @@ class Hub:
             await self._idle.wait()
         await self._gate.aclose()
         await self._stream.aclose()
+
+    def _server_stops(self) -> None:
+        """The server is told to stop: let go of what would hold it up. In a signal's handler."""
+        self._stops_until = time.monotonic() + _STOPPING
+        for connection in tuple(self._connections):
+            connection.close(_LAST_WORDS, "the server is stopping")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, WebSocket or lifespan of an ASGI server."""
@@ -466,13 +481,14 @@ class Hub:
 
     def _counted(self, request: Request, visitor: Visitor) -> AbstractContextManager[None]:
         """Count a connection that stays."""
+        listen(self._server_stops)
         meter = self._core.meter
         return meter.connection(meter.address_of(request), visitor.subject)
 
     @contextmanager
     def _open(self, request: Request, visitor: Visitor) -> Iterator[Connection]:
         """Let `aclose` end what is done with this connection."""
-        if self._closed:
+        if self._closed or time.monotonic() < self._stops_until:
             raise closing()
         asgi = request.scope, request.receive, request.send
         connection = Connection(*asgi, visitor, self._core.limits.write_timeout)
