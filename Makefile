@@ -10,14 +10,14 @@ run: .venv/.run
 	$(BIN)/codomyrmex-streaming serve --port $(PORT)
 
 # Two halves side by side, for two cores; with ARGS, only what it names: make test ARGS=tests/streams
-STREAMS := tests/streams tests/conformance
+HALF := tests/streams tests/conformance tests/hub tests/server
 PYTEST := PYTHONASYNCIODEBUG=1 $(BIN)/python -m $(if $(COVERAGE),coverage run --parallel-mode -m) pytest -q
 
 test: .venv/.test
 ifdef ARGS
 	$(PYTEST) $(ARGS)
 else
-	$(PYTEST) $(STREAMS) & half=$$!; $(PYTEST) $(STREAMS:%=--ignore=%); rest=$$?; \
+	$(PYTEST) $(HALF) & half=$$!; $(PYTEST) $(HALF:%=--ignore=%); rest=$$?; \
 	  wait $$half && exit $$rest
 endif
 ifdef COVERAGE
