@@ -103,7 +103,7 @@ def test_it_ends_within_two_seconds_whatever_is_connected(
         assert time.monotonic() - begin < 2
         assert served.errors == ""
         assert b"event: stream.disconnect" in read_to_the_end(reading_sse)
-        assert b'"bye":"the hub is closing"' in read_to_the_end(reading_websocket)
+        assert b'"bye":"the server is stopping"' in read_to_the_end(reading_websocket)
 
 
 def test_a_second_ctrl_c_does_no_harm() -> None:

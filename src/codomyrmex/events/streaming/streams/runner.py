@@ -299,7 +299,8 @@ class SerialRunner(Generic[T]):
                 if era == self._era:  # pragma: no branch - that is on the way out
                     self._one_is_done()
             count += 1
-            if count % _TURN == 0:  # the function may never wait, and bring about new items
+            # The function may never wait, and bring about new items. After the last, it is the end.
+            if count % _TURN == 0 and not self.queue.empty():
                 await asyncio.sleep(0)
 
     def take_more(self, most: int) -> list[T]:
