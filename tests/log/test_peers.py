@@ -256,7 +256,7 @@ class TestWaking:
             reading = asyncio.ensure_future(take(tail, 1))
             killed = start(
                 """
-                def say_last(self, position):
+                def say_last(self, position, bytes_until):
                     os.kill(os.getpid(), signal.SIGKILL)
                 peers.Peers.say_last = say_last
 

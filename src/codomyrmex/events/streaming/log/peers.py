@@ -39,12 +39,12 @@ _LULL: Final = 1.0
 """Seconds without a ring after which a process that has others beside it looks for itself: one may
 have been killed after it wrote and before it could ring."""
 
-_SIZE: Final = 32
-"""Bytes of the file that all share, which is mapped into memory: four numbers of 64 bits."""
+_SIZE: Final = 40
+"""Bytes of the file that all share, which is mapped into memory: five numbers of 64 bits."""
 
-_GENERATION, _LAST, _CHANGES, _HOLDER = range(4)
-"""What they are: another number whenever one comes or goes; the position of the last record; how
-often a note was changed; which process had the last turn.
+_GENERATION, _LAST, _BYTES, _CHANGES, _HOLDER = range(5)
+"""What they are: another number whenever one comes or goes; the position of the last record, and
+how many bytes there are until then; how often a note was changed; which process had the last turn.
 """
 
 
@@ -92,6 +92,11 @@ class Peers:
     def last(self) -> int:
         """The position of the last record, as whoever wrote it has said."""
         return self._shared[_LAST]
+
+    @property
+    def bytes_until(self) -> int:
+        """How many bytes all records up to that one had. In a turn: two numbers are not one."""
+        return self._shared[_BYTES]
 
     @property
     def changes(self) -> int:
@@ -285,9 +290,9 @@ class Peers:
 
     # Bells.
 
-    def say_last(self, position: int) -> None:
+    def say_last(self, position: int, bytes_until: int) -> None:
         """Let others know where the last record is. In a turn."""
-        self._shared[_LAST] = position
+        self._shared[_LAST], self._shared[_BYTES] = position, bytes_until
         self._ring()
 
     def say_changed(self) -> None:

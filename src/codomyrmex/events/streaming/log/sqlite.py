@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,7 @@ _RECENT_BYTES: Final = 16 << 20
 _TRIMMED_AT_ONCE: Final = 500
 """Records that go at a time, so that nobody waits long to append."""
 
+_NOTHING: Final[Mapping[int, int]] = {}
 _READERS: Final = 2
 """Threads that read."""
 
@@ -340,7 +341,8 @@ class SQLiteLog(Log):
             with file.errors():
                 if is_new:
                     self._see_changes()
-                    self._catch_up(file)
+                    peers = self._peers
+                    self._catch_up(file, {peers.last: peers.bytes_until})
                 yield file
         finally:
             self._peers.end_turn()
@@ -350,8 +352,12 @@ class SQLiteLog(Log):
         with file.one_state():
             self._catch_up(file)
 
-    def _catch_up(self, file: SQLiteFile) -> None:
-        """Learn what other processes have written. In any thread but an event loop's."""
+    def _catch_up(self, file: SQLiteFile, known: Mapping[int, int] = _NOTHING) -> None:
+        """Learn what other processes have written. In any thread but an event loop's.
+
+        Args:
+            known: how many bytes there are until a position, where that has not to be asked.
+        """
         last = self._last
         extent = file.extent()
         if (extent.first, extent.last) == (self._first, last):
@@ -361,7 +367,9 @@ class SQLiteLog(Log):
             # Of what is only kept there are not all: the ring has none of it.
             records = file.latest(max(last, extent.first - 1), extent.last, _RECENT)
         is_all = extent.last == last or (bool(records) and records[0].position == last + 1)
-        until = None if is_all else file.bytes_until(extent.last)
+        until = None if is_all else known.get(extent.last)
+        if until is None and not is_all:
+            until = file.bytes_until(extent.last)
         with self._lock:
             if extent.last < self._last or extent.first < self._first:
                 return  # this process has written since, or trimmed
@@ -463,7 +471,7 @@ class SQLiteLog(Log):
         repeated = sum(len(stored) for _, stored, _ in answers if stored) - len(records)
         self._show(records, repeated=repeated)
         if records:
-            self._peers.say_last(self._last)
+            self._peers.say_last(self._last, self._appended_bytes)
         _resolve_all(answers)
         self._trim_some(file, 2 * len(records) + 100)
 
