@@ -3,6 +3,7 @@
 import enum
 import itertools
 import re
+import sys
 import time
 import tracemalloc
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from codomyrmex.events.streaming import Exact, Pattern, TopicError
+from codomyrmex.events.streaming import Exact, MissingExtra, Pattern, TopicError, UrlPattern
 from codomyrmex.events.streaming.topics import (
     Selection,
     TopicIndex,
@@ -448,3 +449,54 @@ class TestTheIndex:
         assert len(index.answers) < 70_000
         assert index.match("a.69999") == (69_999,)
         assert index.match("a.0") == (0,)
+
+
+class TestUrlPatterns:
+    @pytest.mark.parametrize(
+        ("pattern", "base", "topic", "expected"),
+        [
+            ("https://e.com/books/:id", None, "https://e.com/books/1", True),
+            ("https://e.com/books/:id", None, "https://e.com/books/1/2", False),
+            ("https://e.com/:rest*", None, "https://e.com/books/1/2", True),
+            ("https://e.com/*", None, "no url", False),
+            ("https://e.com/*", None, "http://[x", False),
+            ("/books/:id", "https://e.com/live", "/books/1", True),
+            ("/books/:id", "https://e.com/live", "https://e.com/books/1", True),
+            ("/books/:id", "https://e.com/live", "https://other.com/books/1", False),
+            ("*", None, "no url", True),
+        ],
+    )
+    def test_select_topics_that_are_urls(
+        self, pattern: str, base: str | None, topic: str, expected: bool
+    ) -> None:
+        selector = UrlPattern(pattern, base)
+        assert selector.matches(topic) is expected
+        assert matches(selector, topic) is expected
+        assert matches(["another", selector], topic) is expected
+        assert selector == UrlPattern(pattern, base)
+        assert hash(selector) == hash(UrlPattern(pattern, base))
+
+    @pytest.mark.parametrize("pattern", ["(", "", "a\0", "x" * 4097, "https://e.com/{"])
+    def test_what_is_none(self, pattern: str) -> None:
+        with pytest.raises(TopicError):
+            UrlPattern(pattern)
+
+    def test_are_found_with_others_in_the_order_in_which_they_came(self) -> None:
+        index: TopicIndex[int] = TopicIndex()
+        pattern = UrlPattern("https://e.com/:id")
+        index.add("1", pattern, 1)
+        index.add("2", "https://e.com/a", 2)
+        index.add("3", [pattern, "https://e.com/*"], 3)
+        index.add("4", "*", 4)
+        assert index.match("https://e.com/a") == (1, 2, 3, 4)
+        assert index.match("https://e.com/b") == (1, 3, 4)
+        assert index.match("other") == (4,)
+        assert index.discard("1")
+        assert index.match("https://e.com/b") == (3, 4)
+        assert index.discard("3")
+        assert index.match("https://e.com/b") == (4,)
+
+    def test_need_a_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "urlpattern", None)
+        with pytest.raises(MissingExtra, match="URL patterns"):
+            UrlPattern("https://e.com/")

@@ -22,6 +22,7 @@ from codomyrmex.events.streaming.log import (
     MemoryLog,
     Record,
     Retention,
+    turns,
 )
 from codomyrmex.events.streaming.testing import cancel_at_every_await, run
 from tests.conformance.test_logs import event, events, read_all
@@ -227,6 +228,26 @@ async def all_of(iterator: Any) -> list[str]:
                         await anext(found)
                 await stream.publish(Event(id=f"{number}", metadata={"topic": "t"}))
                 assert (await anext(found)).id == f"{number}"
+
+    async def test_give_others_a_turn_now_and_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(turns, "_TURN", 0.0)
+        seen = 0
+
+        async def count() -> None:
+            nonlocal seen
+            while True:
+                seen += 1
+                await asyncio.sleep(0)
+
+        async with LogStream("memory://") as stream:
+            for _ in range(10):
+                await stream.publish(Event(metadata={"topic": "t"}))
+            counting = asyncio.create_task(count())
+            async with stream.events("t", after=EARLIEST) as found:
+                for _ in range(10):
+                    await anext(found)
+            counting.cancel()
+        assert seen >= 9
 
     async def test_are_waited_for_by_one_at_a_time(self) -> None:
         async with LogStream("memory://") as stream, stream.events("t") as found:

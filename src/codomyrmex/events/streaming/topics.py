@@ -79,9 +79,8 @@ class UrlPattern:
             raise MissingExtra("URL patterns", "tokens") from error
         _check_text(self.pattern, "pattern", _MAX_URL_PATTERN_BYTES)
         try:
-            compiled = (
-                URLPattern(self.pattern, self.base) if self.base else URLPattern(self.pattern)
-            )
+            # Of `*` itself the standard would make the paths of one host.
+            compiled = URLPattern("*://*" if self.pattern == "*" else self.pattern, self.base)
         except ValueError as error:
             raise TopicError(f"{shown(self.pattern)} is no URL pattern: {error}") from None
         object.__setattr__(self, "_compiled", compiled)
@@ -90,10 +89,7 @@ class UrlPattern:
         """Whether a topic is meant; one that is no URL is not."""
         if self.pattern == "*":
             return True
-        try:
-            return bool(self._compiled.test(topic, self.base or None))
-        except ValueError:
-            return False
+        return bool(self._compiled.test(topic, self.base or None))
 
 
 TopicFilter: TypeAlias = (
