@@ -249,6 +249,7 @@ class TestAddresses:
             ("10.0.0.1", ["nonsense"], "nonsense"),
             ("::1", ["2001:db8::7"], "2001:db8::7"),
             ("10.0.0.1", ["10.0.0.2"], "10.0.0.2"),
+            ("::ffff:10.0.0.1", ["198.51.100.7"], "198.51.100.7"),
         ],
     )
     def test_behind_proxies(self, address: str, forwarded: list[str], expected: str) -> None:

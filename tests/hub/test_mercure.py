@@ -184,6 +184,13 @@ class TestReconciling:
         with reading(client, "match=a", {"Last-Event-ID": "i3"}) as (answer, frames):
             assert answer.headers["mercure-last-event-id"] == "i3"
 
+    def test_an_id_that_no_header_can_have_is_not_put_into_one(
+        self, client: httpx.Client, log: Log
+    ) -> None:
+        append(log, Event(id="a\x01b", metadata={"topic": "a"}))
+        with reading(client, "match=a&last_event_id=") as (answer, _):
+            assert answer.headers["mercure-last-event-id"] == "earliest"
+
     def test_pages_of_others_can_read_it(self, client: httpx.Client) -> None:
         origin = {"Origin": "https://friend.example"}
         with reading(client, "match=a&last_event_id=x", origin) as (answer, _):
@@ -369,6 +376,9 @@ class TestAuthorization:
         writer = bearer(publish=["https://example.com/:x"])
         data = {"topic": ["https://example.com/1", "https://other.example/1"]}
         answer = client.post(PATH, data=data, headers=writer)
+        assert answer.status_code == 403
+        assert 'error="insufficient_scope"' in answer.headers["www-authenticate"]
+        answer = client.get(f"{PATH}?match=a", headers=writer)
         assert answer.status_code == 403
         assert 'error="insufficient_scope"' in answer.headers["www-authenticate"]
         assert hub.log.statistics().appended == 0

@@ -100,6 +100,7 @@ def test_the_body_is_json_whatever_it_is_called(
         ("x" * 1025, "1024 bytes"),
         ("%FF", "not UTF-8"),
         ("%ED%A0%80", "not UTF-8"),
+        ("https://h/.well-known/mercure/subscriptions/x", "the hub's own"),
     ],
 )
 def test_what_cannot_be_a_topic_is_refused(
@@ -130,6 +131,10 @@ def test_what_would_forge_a_frame_is_refused(
         ("type=connect", "come from the stream itself"),
         ("type=disconnect", "come from the stream itself"),
         ("id=%20x", "space"),
+        ("id=a%01b", "control characters"),
+        ("id=a%7Fb", "control characters"),
+        ("id=%23x", "does not begin with #"),
+        ("type=mercure", "come from the stream itself"),
         ("type=a&type=b", "more than one 'type'"),
         ("type=%FF", "not UTF-8"),
     ],

@@ -105,6 +105,16 @@ def test_who_is_cut_off_before_the_first_event_can_come_back_for_it(
         assert next(frames).id == "id-3"
 
 
+def test_who_asked_for_the_last_and_got_none_can_come_back_for_the_next(
+    client: httpx.Client, log: Log
+) -> None:
+    with client.stream("GET", "/events?topic=numbers&last=2") as answer:
+        assert next(frames_of(answer)).id == "earliest"
+    append(log, *(event(number) for number in range(5)))
+    with reading(client, "topic=numbers&last=2", {"Last-Event-ID": "earliest"}) as frames:
+        assert [next(frames).id for _ in range(5)] == [f"id-{number}" for number in range(5)]
+
+
 def test_who_knows_its_place_keeps_it(client: httpx.Client, log: Log) -> None:
     append(log, event(1))
     for query in ("last_event_id=id-1", "after=earliest", "last=1"):

@@ -124,6 +124,8 @@ class TestWhatIsAccepted:
             (made(aud="https://other.example"), "udience"),
             (made(aud=None), "aud"),
             (made(sub=7), "sub"),
+            (made(iat="1"), "at"),
+            ("eyJhbGciOlsieCJdfQ.e30.eA", "is not accepted"),
             (jwt.encode({"exp": 1}, SECRET, "HS256"), "at+jwt"),
             (jwt.encode({"exp": 1}, SECRET, "HS384", {"typ": "at+jwt"}), "'HS384' is not accepted"),
             (jwt.encode({}, "", "none", {"typ": "at+jwt"}), "'none' is not accepted"),
@@ -455,6 +457,38 @@ class TestAtTheHub:
         ticket = client.post("/ticket", headers=bearer(subscribe=["a"])).json()["ticket"]
         with connect(f"{url.websocket}/ws?topic=a&ticket={ticket}", open_timeout=PATIENCE) as ws:
             assert "subscribed" in json.loads(ws.recv(PATIENCE))
+
+    def test_a_ticket_is_good_for_no_longer_than_its_token(self, client: httpx.Client) -> None:
+        headers = bearer(subscribe=["a"], lifetime=1)
+        ticket = client.post("/ticket", headers=headers).json()["ticket"]
+        more = client.post(f"/ticket?ticket={ticket}")
+        assert more.status_code == 403
+        time.sleep(1.1)
+        answer = client.get(f"/events/a/history?ticket={ticket}")
+        assert answer.status_code == 401
+        assert "expired" in error_of(answer)
+
+    def test_who_has_no_name_gets_no_ticket(self, client: httpx.Client) -> None:
+        assert client.post("/ticket").status_code == 403
+
+    def test_a_body_that_takes_its_time_does_not_outlast_a_revocation(
+        self, url: ServedUrl, hub: Hub
+    ) -> None:
+        token = bearer(subject="ada", subscribe=["a"])["Authorization"]
+
+        async def revoke() -> None:
+            hub.revoke("ada")
+
+        with url.connect() as connection:
+            connection.sendall(
+                f"QUERY /.well-known/mercure HTTP/1.1\r\nHost: {url.host}\r\n"
+                f"Authorization: {token}\r\nContent-Length: 7\r\nExpect: 100-continue\r\n"
+                "Content-Type: application/x-www-form-urlencoded\r\n\r\n".encode()
+            )
+            assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+            url.run(revoke())
+            connection.sendall(b"match=a")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 401 ")
 
     def test_a_ticket_that_is_too_old(
         self, client: httpx.Client, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from websockets.typing import Subprotocol
 from codomyrmex.events.streaming.hub.websocket import SUBPROTOCOL
 from codomyrmex.events.streaming.log import Log, Record
 from codomyrmex.events.streaming.models import Event
-from tests.hub.serving import PATIENCE, ServedUrl, append, eventually
+from tests.hub.serving import PATIENCE, ServedUrl, append, eventually, open_hub
 
 
 @contextmanager
@@ -224,6 +224,34 @@ def test_a_client_need_not_hear_its_own_events(url: ServedUrl) -> None:
         assert sorted(each["event"]["data"] for each in heard if "event" in each) == [0, 2]
         assert [each["ref"] for each in heard if "published" in each] == [0, 1, 2]
         assert [receive(reader)["event"]["data"] for _ in range(3)] == [0, 1, 2]
+
+
+def test_what_others_publish_under_its_ids_is_heard(url: ServedUrl, log: Log) -> None:
+    append(log, Event(id="x", data="another's", metadata={"topic": "t"}))
+    with opened(url) as websocket:
+        send(websocket, {"publish": {"topic": "t", "data": "own", "id": "x", "echo": False}})
+        own = receive(websocket)["published"]
+        assert own != "x"
+        send(websocket, {"publish": {"topic": "t", "data": 1, "id": "earliest", "echo": False}})
+        assert receive(websocket)["status"] == 400
+        send(websocket, {"subscribe": {"topics": ["t"], "after": "earliest"}})
+        receive(websocket)
+        assert receive(websocket)["event"]["id"] == "x"
+        send(websocket, {"ping": 1})
+        assert receive(websocket) == {"pong": 1}
+
+
+def test_who_leaves_during_the_handshake_leaves_no_reader(log: Log) -> None:
+    async def receive_connect() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def fail(message: Any) -> None:
+        raise ConnectionResetError
+
+    scope = {"type": "websocket", "path": "/ws", "query_string": b"topic=a", "server": None}
+    headers = [(b"host", b"localhost")]
+    asyncio.run(open_hub(log)({**scope, "headers": headers}, receive_connect, fail))
+    assert log.statistics().readers == 0
 
 
 def test_the_last_thousand_of_its_own_are_remembered(url: ServedUrl) -> None:

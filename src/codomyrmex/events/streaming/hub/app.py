@@ -370,7 +370,7 @@ class Hub:
             body = await request.body(self._core.limits.event_bytes)
             answer = await publish_body(self._core, request, visitor, topic, body)
 
-        with self._core.meter.publishing(), self._open(request, visitor) as connection:
+        with self._open(request, visitor) as connection:
             await connection.race(publish())
         if answer is None:
             raise closing()
@@ -394,10 +394,10 @@ class Hub:
     async def _mercure_subscribe(self, request: Request) -> None:
         with mercure.challenges(request):
             visitor = await self._gate.admit(request)
-        wanted = await mercure.wanted_by(request, self._core.limits.topics)
-        await self._stream_out(
-            request, visitor, wanted, mercure.MercureStream(request, self._core, wanted)
-        )
+        wanted = await mercure.wanted_by(request, self._core.limits)
+        answer = mercure.MercureStream(request, self._core, wanted)
+        with mercure.challenges(request):
+            await self._stream_out(request, visitor, wanted, answer)
 
     async def _mercure_publish(self, request: Request) -> None:
         answer: bytes | None = None
@@ -408,11 +408,7 @@ class Hub:
             nonlocal answer
             answer = await mercure.publish(self._core, request, visitor)
 
-        with (
-            self._core.meter.publishing(),
-            self._open(request, visitor) as connection,
-            mercure.challenges(request),
-        ):
+        with self._open(request, visitor) as connection, mercure.challenges(request):
             await connection.race(publish())
         if answer is None:
             raise closing()
@@ -423,6 +419,8 @@ class Hub:
         await request.answer_json(HTTPStatus.OK, mercure.metadata(request, self._gate.tokens))
 
     async def _ticket(self, request: Request) -> None:
+        if request.value("ticket") is not None:
+            raise Refusal(HTTPStatus.FORBIDDEN, "a ticket is no reason for another")
         ticket = self._gate.make_ticket(await self._gate.admit(request))
         told = {"ticket": ticket, "expires_in": TICKET_SECONDS}
         await request.answer_json(HTTPStatus.CREATED, told)
@@ -490,6 +488,7 @@ class Hub:
         """Let `aclose` end what is done with this connection."""
         if self._closed or time.monotonic() < self._stops_until:
             raise closing()
+        self._gate.check_valid(visitor)  # also after a body that took its time
         asgi = request.scope, request.receive, request.send
         connection = Connection(*asgi, visitor, self._core.limits.write_timeout)
         self._connections.add(connection)

@@ -43,6 +43,9 @@ TICKET_SECONDS: Final = 30.0
 
 _MOST_TICKETS: Final = 10_000
 _MOST_REMEMBERED: Final = 100_000
+_ASKED_ANEW: Final = 5
+"""How often it is asked again what is forgotten each time before there is an answer."""
+
 _PATIENCE: Final = 10.0
 """Seconds in which an application has to answer."""
 
@@ -134,16 +137,20 @@ class Gate:
             Refusal: 400, 401 or 403: this one is not let in.
         """
         if (ticket := request.value("ticket")) is not None:
-            return self._check_revoked(self._tickets.use(ticket))
+            return self.check_valid(self._tickets.use(ticket))
         if self._tokens is not None:
             token = await self._token_of(request, self._tokens)
             if token is not None:
-                return self._check_revoked(Visitor(token.subject, token))
+                return self.check_valid(Visitor(token.subject, token))
         subject = None
         if self._identify is not None:
             try:
-                subject = await _answer_of(self._identify(request.scope))
+                async with asyncio.timeout(_PATIENCE):
+                    subject = await _answer_of(self._identify(request.scope))
+                if not isinstance(subject, str | None):
+                    raise TypeError(f"a subject is a str, not {type(subject).__name__}")
             except Exception:
+                subject = None
                 logger.exception("identify failed; nobody is let in by it")
         if subject is None and not self._lets_anonymous_in:
             reason = "this hub wants to know who you are"
@@ -178,14 +185,16 @@ class Gate:
         except InvalidToken as error:
             raise _invalid(str(error)) from None
 
-    def _check_revoked(self, visitor: Visitor) -> Visitor:
-        """Refuse a token that was made before its subject was revoked.
+    def check_valid(self, visitor: Visitor) -> Visitor:
+        """Refuse a token that has expired, or was made before its subject was revoked.
 
         Raises:
             Refusal: 401.
         """
-        revoked = self._revoked.get(visitor.subject or "")
         token = visitor.token
+        if token is not None and token.expires <= time.time():
+            raise _invalid("the token has expired")
+        revoked = self._revoked.get(visitor.subject or "")
         if revoked is not None and token is not None and (token.issued or 0.0) <= revoked:
             raise _invalid("it has been revoked")
         return visitor
@@ -198,14 +207,16 @@ class Gate:
         """
         if token.subject != visitor.subject:
             raise Refusal(HTTPStatus.FORBIDDEN, "the token is another subject's")
-        return self._check_revoked(Visitor(token.subject, token))
+        return self.check_valid(Visitor(token.subject, token))
 
     def make_ticket(self, visitor: Visitor) -> str:
         """A ticket by which a visitor comes in once, in the next seconds.
 
         Raises:
-            Refusal: 503: there are too many that have not been used.
+            Refusal: 403: it needs none; 503: there are too many that have not been used.
         """
+        if visitor.subject is None and visitor.token is None:
+            raise Refusal(HTTPStatus.FORBIDDEN, "a ticket is for who has a name or a token")
         return self._tickets.make(visitor)
 
     async def may(self, visitor: Visitor, action: Action, topic: str) -> bool:
@@ -220,15 +231,31 @@ class Gate:
         if self._authorize is None:
             return False
         key = (visitor.subject, action, topic)
+        for _ in range(_ASKED_ANEW):
+            answer = self._answer(key)
+            try:
+                # Whoever waits here may be called off; others wait for the same.
+                verdict = await asyncio.shield(answer.task)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if answer.task.cancelled() and not (task and task.cancelling()):
+                    return False  # the hub closes
+                raise
+            if self._answers.get(key) is answer:
+                return verdict
+            # It has been forgotten meanwhile: what was said may not be so any more.
+        return False
+
+    def _answer(self, key: tuple[str | None, Action, str]) -> _Answer:
         answer = self._answers.get(key)
         loop = asyncio.get_running_loop()
         if answer is None or answer.until <= loop.time() or answer.task.get_loop() is not loop:
             if len(self._answers) >= _MOST_REMEMBERED:
-                self._answers.clear()
+                del self._answers[next(iter(self._answers))]
             task = loop.create_task(self._ask(*key))
+            self._answers.pop(key, None)
             answer = self._answers[key] = _Answer(task, loop.time() + _REMEMBERED)
-        # Whoever waits here may be called off; others wait for the same.
-        return await asyncio.shield(answer.task)
+        return answer
 
     async def _ask(self, subject: str | None, action: Action, topic: str) -> bool:
         assert self._authorize is not None

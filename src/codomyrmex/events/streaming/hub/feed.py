@@ -23,9 +23,6 @@ MAX_LAST: Final = 100_000
 _PAGE: Final = 100
 """Records that are read at a time: those that a client which does not read holds in memory."""
 
-_LOOKED_BACK: Final = 100
-"""Records among which the last one is looked for that a visitor may read."""
-
 _RETRY: Final = 1.0
 """Seconds after which a log that could not be read is tried again."""
 
@@ -90,6 +87,7 @@ class Feed:
         self._keep_alive = core.keep_alive
         self._visitor = visitor
         self._refusal: Refusal | None = None
+        self._first: Batch | None = None
         self._wanted = wanted
         self._is_failing = False
         self._cursor: str | None = None
@@ -111,21 +109,16 @@ class Feed:
         try:
             if last:
                 await self._reader.begin(last=last)
+                self._first = await self._reader.read(wait=False)
+                if not self._first:
+                    self._cursor = EARLIEST
             elif after is None or after == LATEST:
-                self._cursor = await self._begin_now()
+                await self._reader.begin_now()
+                self._cursor = self._reader.cursor
             else:
                 await self._reader.begin(after)
         except StreamingError as error:
             raise unavailable(error) from None
-
-    async def _begin_now(self) -> str | None:
-        """Begin with what comes from now on; the id of the last event that the visitor may read."""
-        back = 1 if self._gate.is_open else _LOOKED_BACK
-        records = await self._reader.begin_now(back)
-        readable = await self._gate.readable(self._visitor, records)
-        if readable:
-            return readable[-1].id
-        return EARLIEST if len(records) < back else None  # the id of another is not its business
 
     async def renew(self, visitor: Visitor) -> None:
         """Go on for the same visitor with another token."""
@@ -184,8 +177,10 @@ class Feed:
         deadline = asyncio.get_running_loop().time() + self._keep_alive
         while True:
             try:
-                async with asyncio.timeout_at(deadline):
-                    batch = await self._reader.read()
+                batch, self._first = self._first, None
+                if not batch:
+                    async with asyncio.timeout_at(deadline):
+                        batch = await self._reader.read()
             except TimeoutError:
                 return Batch([], "")
             except StreamClosed:

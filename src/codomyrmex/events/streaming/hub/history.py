@@ -49,8 +49,6 @@ async def history_of(core: Core, request: Request, visitor: Visitor, topic: str)
     size = 0
     cursor, is_last = batch.cursor, batch.is_last
     readable = await core.gate.readable(visitor, batch.records)
-    if readable and not core.gate.is_open:
-        cursor = readable[-1].id  # rather than that of an event which is not the visitor's business
     for count, record in enumerate(readable):
         if size > _MOST_BYTES:
             cursor, is_last = readable[count - 1].id, False

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -235,7 +236,7 @@ class Keys:
         try:
             text = await asyncio.to_thread(_get, self._url)
             self._found = keys_of(text, is_secret=False)
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, AttributeError, HTTPException):
             logger.exception("%s cannot be read; the keys that are known are used on", self._url)
 
 

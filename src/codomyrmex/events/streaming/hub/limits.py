@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from .http import Refusal, Request
@@ -128,6 +128,8 @@ class Meter:
             address = ip_address(text)
         except ValueError:
             return False
+        if isinstance(address, IPv6Address):  # as a socket for both kinds shows it
+            address = address.ipv4_mapped or address
         return any(address in network for network in self._proxies)
 
     @contextmanager

@@ -7,13 +7,11 @@ It is the log of the hub: what is published here is read elsewhere, and the othe
 goes out as it came, JSON as JSON. What the hub says of itself comes with `control=1` only.
 """
 
-import posixpath
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, quote, unquote, urljoin, urlsplit
+from urllib.parse import parse_qsl, quote
 
 from ..errors import EventError, MissingExtra, StreamingError, TopicError
 from ..ids import uuid7
@@ -24,7 +22,8 @@ from .authorize import Visitor
 from .core import Core
 from .feed import Feed, Wanted
 from .http import Headers, Refusal, Request
-from .publish import OWN_TYPES, store
+from .limits import Limits
+from .publish import OWN_TYPES, RESERVED, has_unseen, is_reserved, store
 from .subscribe import EventStream, last_event_id_of
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ __all__ = [
     "wanted_by",
 ]
 
-PATH: Final = "/.well-known/mercure"
+PATH: Final = RESERVED
 METADATA_PATH: Final = f"/.well-known/oauth-protected-resource{PATH}"
 _DETAIL: Final = "https://mercure.rocks/authorization-detail"
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -52,8 +51,8 @@ _MATCHERS: Final = ("match", "match_exact", "match_urlpattern")
 # Subscribing.
 
 
-async def wanted_by(request: Request, most: int) -> Wanted:
-    """What a subscriber asks for, of up to so many matchers.
+async def wanted_by(request: Request, limits: Limits) -> Wanted:
+    """What a subscriber asks for.
 
     Raises:
         Refusal: 400 when it cannot be understood; 413, 415 for the body of a QUERY.
@@ -61,7 +60,7 @@ async def wanted_by(request: Request, most: int) -> Wanted:
     fields = _fields(request.scope["query_string"])
     body: list[tuple[str, str]] = []
     if request.method == "QUERY":
-        body = await _form_of(request, _MAX_FIELDS * 4096)
+        body = await _form_of(request, limits.event_bytes)
     topics = [_matcher(request, name, value) for name, value in (*fields, *body)]
     wanted = [topic for topic in topics if topic is not None]
     if not wanted:
@@ -71,7 +70,7 @@ async def wanted_by(request: Request, most: int) -> Wanted:
         after = _single(fields, "last_event_id")
     if after is None:
         after = _single(body, "last_event_id")
-    return Wanted.checked(wanted, after or None, None, most)
+    return Wanted.checked(wanted, after or None, None, limits.topics)
 
 
 def _matcher(request: Request, name: str, value: str) -> Exact | UrlPattern | str | None:
@@ -115,7 +114,10 @@ class MercureStream(EventStream):
         """Where it begins, if the subscriber asks for the past."""
         if not self._is_asked:
             return ()
-        return [(b"mercure-last-event-id", (await feed.preceding()).encode())]
+        id_ = await feed.preceding()
+        # One that was published in the program may have characters that no header has.
+        id_ = id_ if id_.isprintable() or not has_unseen(id_) else EARLIEST
+        return [(b"mercure-last-event-id", id_.encode())]
 
 
 # Publishing.
@@ -136,7 +138,7 @@ async def publish(core: Core, request: Request, visitor: Visitor) -> bytes:
     retry, data = _single(fields, "retry"), _single(fields, "data")
     for name, value in (("id", id_), ("type", type_)):
         _check_characters(name, value or "")
-    if type_ == "mercure" or type_ in OWN_TYPES:
+    if type_ in OWN_TYPES:
         raise _wrong(f"events of the type {type_!r} come from the hub itself")
     if id_ is not None and (id_.startswith("#") or id_ == EARLIEST):
         raise _wrong("an id does not begin with #, and is not earliest")
@@ -154,7 +156,8 @@ async def publish(core: Core, request: Request, visitor: Visitor) -> bytes:
     except (EventError, StreamingError) as error:
         raise _wrong(str(error)) from None
     core.meter.published(core.meter.address_of(request), visitor.subject, 1)
-    [stored] = await store(core.log, [record])
+    with core.meter.publishing():
+        [stored] = await store(core.log, [record])
     return stored.id.encode()
 
 
@@ -170,26 +173,9 @@ def _topics_of(fields: list[tuple[str, str]], base: str) -> list[Exact]:
         _check_characters("topic", topic)
         if topic in ("", "*"):
             raise _wrong(f"{topic!r} is no topic")
-        if _is_reserved(topic, base):
+        if is_reserved(topic, base):
             raise _wrong(f"{topic!r:.200} is the hub's own")
     return [Exact(topic) for topic in topics]
-
-
-def _is_reserved(topic: str, base: str) -> bool:
-    """Whether a topic, resolved against the hub's URL, is at the hub's path or below, on any host.
-
-    However it is written: with dot segments, percent-encoded, with backslashes, which URL parsers
-    take for slashes.
-    """
-    try:
-        path = urlsplit(urljoin(base, topic.strip().replace("\\", "/"))).path
-    except ValueError:
-        return False
-    for _ in range(3):  # encoded again and again
-        path = unquote(path).replace("\\", "/")
-    path = posixpath.normpath("/" + path.lstrip("/"))
-    own = (PATH, urlsplit(base).path)
-    return any(path == each or path.startswith(each + "/") for each in own)
 
 
 # Both.
@@ -228,9 +214,7 @@ def _single(fields: list[tuple[str, str]], wanted: str) -> str | None:
 
 def _check_characters(name: str, value: str) -> None:
     """Refuse characters that are not seen: control (Cc) and format (Cf) characters."""
-    if not value.isprintable() and any(
-        unicodedata.category(character) in ("Cc", "Cf") for character in value
-    ):
+    if not value.isprintable() and has_unseen(value):
         raise _wrong(f"{name} has control characters")
 
 

@@ -6,10 +6,13 @@ array of these, and with a content type of newline-delimited JSON it has one on 
 is stored whole or not at all.
 """
 
-from collections.abc import Iterator
+import posixpath
+import unicodedata
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from itertools import islice
 from typing import Any, Final
+from urllib.parse import unquote, urljoin, urlsplit
 
 from ..codec import json
 from ..errors import DecodeError, EventError, IdConflict, StreamingError, TooLarge
@@ -21,14 +24,29 @@ from .core import Core
 from .feed import unavailable
 from .http import Refusal, Request
 
-__all__ = ["MAX_BATCH", "OWN_TYPES", "draft_of", "publish_body", "store"]
+__all__ = [
+    "MAX_BATCH",
+    "OWN_TYPES",
+    "RESERVED",
+    "check_id",
+    "draft_of",
+    "has_unseen",
+    "is_reserved",
+    "publish_body",
+    "store",
+]
+
+RESERVED: Final = "/.well-known/mercure"
+"""The path below which topics are the hub's own, whatever the host."""
 
 MAX_BATCH: Final = 1000
 """Events that are taken at once: what they cost is bounded, however small they are."""
 
 # Their frames carry no id, since they are how a stream speaks of itself: a client that sent them
 # could make every reader believe that the stream did.
-OWN_TYPES: Final = frozenset({EventType.HEARTBEAT, EventType.CONNECT, EventType.DISCONNECT})
+OWN_TYPES: Final = frozenset(
+    {EventType.HEARTBEAT, EventType.CONNECT, EventType.DISCONNECT, "mercure"}
+)
 # So would these, or they would change when all readers come back.
 _OWN_METADATA: Final = frozenset(("control", "retry"))
 _FIELDS: Final = frozenset(("data", "type", "id", "timestamp", "metadata"))
@@ -73,7 +91,8 @@ async def publish_body(
     is_public = core.gate.is_public(topic) if public is None else public.lower() in _YES
     drafts = [draft_of(topic, each, not is_public) for each in fields]
     core.meter.published(core.meter.address_of(request), visitor.subject, len(drafts))
-    stored = await store(core.log, drafts)
+    with core.meter.publishing():
+        stored = await store(core.log, drafts)
     if is_batch:
         return {"ids": [record.id for record in stored], "topic": topic}
     return {"id": stored[0].id, "topic": topic}
@@ -139,18 +158,59 @@ def draft_of(topic: str, fields: dict[str, Any], is_private: bool) -> Record:
         metadata = {**metadata, "topic": topic}
     try:
         event = Event.from_dict({**fields, "metadata": metadata})
+        check_id(event.id)
         if event.type in OWN_TYPES:
             raise _wrong(f"events of the type {str(event.type)!r} come from the stream itself")
-        return Record.of(event, private=is_private)
+        draft = Record.of(event, private=is_private)
     except StreamingError as error:
         raise _wrong(str(error)) from None
+    if is_reserved(topic):
+        raise _wrong(f"{topic!r:.200} is the hub's own")
+    return draft
 
 
-async def store(log: Log, drafts: list[Record]) -> list[Record]:
+def check_id(id_: str) -> None:
+    """Refuse an id that a reader could not send back in a header, or that is a cursor's name.
+
+    Raises:
+        Refusal: 400.
+    """
+    if id_.startswith("#") or (not id_.isprintable() and has_unseen(id_)):
+        raise _wrong("an id has no control characters, and does not begin with #")
+
+
+def has_unseen(text: str) -> bool:
+    """Whether there are characters in it that are not seen: control (Cc) or format (Cf) ones."""
+    return any(unicodedata.category(character) in ("Cc", "Cf") for character in text)
+
+
+def is_reserved(topic: str, base: str = f"http://localhost{RESERVED}") -> bool:
+    """Whether a topic, resolved against the hub's URL, is at the hub's path or below, on any host.
+
+    However it is written: with dot segments, percent-encoded, with backslashes, which URL parsers
+    take for slashes.
+    """
+    try:
+        path = urlsplit(urljoin(base, topic.strip().replace("\\", "/"))).path
+    except ValueError:
+        return False
+    for _ in range(3):  # encoded again and again
+        path = unquote(path).replace("\\", "/")
+    path = posixpath.normpath("/" + path.lstrip("/"))
+    own = (RESERVED, urlsplit(base).path)
+    return any(path == each or path.startswith(each + "/") for each in own)
+
+
+async def store(
+    log: Log, drafts: list[Record], renamed: Callable[[str], object] | None = None
+) -> list[Record]:
     """Append what a client sends, whole or not at all.
 
     An event whose id another event has is stored under an id of its own: whoever publishes over
     HTTP may be one of many that do not know of each other.
+
+    Args:
+        renamed: is called with that id before.
 
     Raises:
         Refusal: 409 when such an id is in a batch, 413 when an event is too large, 503 when the
@@ -164,7 +224,10 @@ async def store(log: Log, drafts: list[Record]) -> list[Record]:
                 raise Refusal(
                     HTTPStatus.CONFLICT, f"{conflict}; nothing of the batch was stored"
                 ) from None
-            return await log.append([drafts[0]._replace(id=uuid7())])
+            id_ = uuid7()
+            if renamed is not None:
+                renamed(id_)
+            return await log.append([drafts[0]._replace(id=id_)])
     except TooLarge as error:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
     except EventError as error:

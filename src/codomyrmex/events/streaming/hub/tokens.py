@@ -136,7 +136,7 @@ class Tokens:
         except (jwt.PyJWTError, ValueError, RecursionError):
             raise InvalidToken("it is no JSON Web Token") from None
         algorithm, kid = header.get("alg"), header.get("kid")
-        if algorithm not in _ALGORITHMS:
+        if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
             raise InvalidToken(f"the algorithm {algorithm!r:.30} is not accepted")
         if str(header.get("typ", "")).lower() not in _TYPES:
             raise InvalidToken("its typ is not at+jwt")
@@ -170,6 +170,8 @@ class Tokens:
         subject, issued = claims.get("sub"), claims.get("iat")
         if not isinstance(subject, str | None):
             raise InvalidToken("its sub is no string")
+        if not isinstance(issued, int | float | None):
+            raise InvalidToken("its iat is no number")
         details = claims.get("authorization_details", [])
         grants = self._grants_of(details)
         return Token(subject, float(claims["exp"]), issued, grants)

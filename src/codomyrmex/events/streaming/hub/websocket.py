@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..codec import json
 from ..errors import DecodeError
+from ..log import Record
 from .connection import Connection
 from .core import Core
 from .feed import Feed, Wanted
@@ -40,6 +41,7 @@ _KINDS: Final = ("subscribe", "unsubscribe", "publish", "token", "ping")
 _PUBLISH_FIELDS: Final = frozenset({"topic", "data", "type", "id", "echo", "public"})
 _SUBSCRIBE_FIELDS: Final = frozenset({"topics", "after", "last"})
 _LONGEST_REF: Final = 64
+_LONGEST_REASON: Final = 123
 _MOST_OWN: Final = 1000
 """Events of the client's own that are remembered not to be sent back to it."""
 
@@ -99,7 +101,11 @@ class EventSocket:
         connection = self._connection
         await connection.say_last(
             _text(bye=connection.reason),
-            {"type": "websocket.close", "code": connection.code, "reason": connection.reason},
+            {
+                "type": "websocket.close",
+                "code": connection.code,
+                "reason": _short(connection.reason),
+            },
         )
 
     async def _wait_for_end(self) -> None:
@@ -110,7 +116,12 @@ class EventSocket:
     async def _talk(self) -> None:
         """Accept it, and answer one message after the other until the client is gone."""
         feed = None if self._wanted is None else await self._begin(self._wanted)
-        await self._write({"type": "websocket.accept", "subprotocol": self._subprotocol})
+        try:
+            await self._write({"type": "websocket.accept", "subprotocol": self._subprotocol})
+        except BaseException:
+            if feed is not None:
+                feed.close()
+            raise
         if feed is not None:
             await self._subscribe(feed, None)
         while (message := await self._connection.receive()) is not None:
@@ -189,15 +200,34 @@ class EventSocket:
         await self._core.gate.check(self._connection.visitor, "publish", topic)
         is_public = self._core.gate.is_public(topic) if public is None else public
         draft = draft_of(topic, fields, not is_public)
-        if not echo:  # known before it is stored: it may arrive before the answer to that
-            if len(self._own) >= _MOST_OWN:
-                del self._own[next(iter(self._own))]
-            self._own[draft.id] = None
         meter = self._core.meter
         meter.published(meter.address_of(self._request), self._connection.visitor.subject, 1)
         with meter.publishing():
-            [stored] = await store(self._core.log, [draft])
+            if echo:
+                [stored] = await store(self._core.log, [draft])
+            else:
+                stored = await self._store_own(draft)
         return stored.id
+
+    async def _store_own(self, draft: Record) -> Record:
+        """Store an event that need not come back here."""
+        # Known before it is stored: it may arrive before the answer to that.
+        names = [draft.id]
+        self._own[draft.id] = None
+
+        def renamed(id_: str) -> None:
+            del self._own[names.pop()]  # that is another's event
+            names.append(id_)
+            self._own[id_] = None
+
+        try:
+            [stored] = await store(self._core.log, [draft], renamed)
+        except BaseException:
+            del self._own[names[0]]
+            raise
+        if len(self._own) > _MOST_OWN:
+            del self._own[next(iter(self._own))]
+        return stored
 
     async def _renew(self, text: Any) -> float:
         """Take another token in the place of the one that the client came with."""
@@ -267,8 +297,8 @@ class EventSocket:
                 if event:
                     await self._write(_message(f'{{"event":{event}{end}'))
         if feed.refusal is not None:
-            del self._subscriptions[ref]
             await self._write(_refused(feed.refusal, ref))
+            del self._subscriptions[ref]
         return feed.refusal is not None
 
     def _forget(self, feed: Feed) -> None:
@@ -308,6 +338,11 @@ def _object(kind: str, value: Any, fields: frozenset[str], *needed: str) -> dict
     if unknown := value.keys() - fields:
         raise _wrong(f"{kind} has no {min(unknown)!r:.60}")
     return value
+
+
+def _short(reason: str) -> str:
+    """As much of a reason as a close frame has room for (RFC 6455, 5.5)."""
+    return reason.encode()[:_LONGEST_REASON].decode(errors="ignore")
 
 
 def _refused(refusal: Refusal, ref: Ref) -> Message:

@@ -574,22 +574,21 @@ class Reader:
             after = page.reached
         return count
 
-    async def begin_now(self, back: int = 1) -> list[Record]:
+    async def begin_now(self) -> None:
         """Begin with what comes from now on.
 
-        Returns:
-            The last records there are of those that are read, so many. The id of each, or
-            `EARLIEST` if there is none, is a cursor that leads here; unlike `LATEST`, later too.
+        `cursor` is then the id of the last record there is of those that are read, or `EARLIEST`:
+        unlike `LATEST`, it leads to the same place later on.
         """
         log, selection = self._log, self.selection
         end = await log._end()
-        position, _ = await log._before_last(back, 0, selection)
-        page = await log._page(position, selection, back, end)
-        # What was appended meanwhile is not the last of then, and is still to be read.
-        records = [record for record in page.records if record.position <= end]
+        position, _ = await log._before_last(1, 0, selection)
+        page = await log._page(position, selection, 1, end)
         self._position = self._told = end
-        self._cursor = records[-1].id if records else EARLIEST
-        return records
+        self._cursor = EARLIEST
+        # What was appended meanwhile is not the last of then, and is still to be read.
+        if page.records and page.records[0].position <= end:
+            self._cursor = page.records[0].id
 
     def begin_at(self, start: Start, cursor: str | None = None) -> None:
         """Begin at a place that is known; a gap after that is told as one after the cursor."""
