@@ -216,10 +216,6 @@ class TestEvents:
         with pytest.raises(StreamClosed):
             await stream.events().__aenter__()
 
-
-async def all_of(iterator: Any) -> list[str]:
-    return [event.id async for event in iterator]
-
     async def test_a_wait_that_is_given_up_ends_nothing(self) -> None:
         async with LogStream("memory://") as stream, stream.events("t") as found:
             for number in range(3):
@@ -247,6 +243,7 @@ async def all_of(iterator: Any) -> list[str]:
                 for _ in range(10):
                     await anext(found)
             counting.cancel()
+            await asyncio.wait([counting])
         assert seen >= 9
 
     async def test_are_waited_for_by_one_at_a_time(self) -> None:
@@ -257,6 +254,10 @@ async def all_of(iterator: Any) -> list[str]:
                 await anext(found)
             await stream.publish(Event(id="1", metadata={"topic": "t"}))
             assert (await waiting).id == "1"
+
+
+async def all_of(iterator: Any) -> list[str]:
+    return [event.id async for event in iterator]
 
 
 class TestPublishing:
